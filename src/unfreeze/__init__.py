@@ -1,0 +1,71 @@
+"""unfreeze: from a folder of labelled photos to a classifier, and an honest account of how good it is."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+try:
+    __version__ = version("unfreeze")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"
+
+if TYPE_CHECKING:
+    from unfreeze.core.errors import UnfreezeError
+    from unfreeze.core.recipe import Recipe
+    from unfreeze.core.runs import Run
+    from unfreeze.core.runs import open_run as open
+    from unfreeze.core.tables import Photos, findings_table
+    from unfreeze.data.checks import check
+    from unfreeze.data.people import make_people
+    from unfreeze.data.readers import read
+    from unfreeze.deliver.report import write_report
+    from unfreeze.deliver.submission import write_submission
+    from unfreeze.learn.classifier import Classifier, load
+    from unfreeze.learn.crossval import fit
+
+# Public name -> where it lives. Loaded when first used, so that `import unfreeze` costs nothing.
+_HOMES = {
+    "Classifier": "unfreeze.learn.classifier",
+    "Photos": "unfreeze.core.tables",
+    "Recipe": "unfreeze.core.recipe",
+    "Run": "unfreeze.core.runs",
+    "UnfreezeError": "unfreeze.core.errors",
+    "check": "unfreeze.data.checks",
+    "findings_table": "unfreeze.core.tables",
+    "fit": "unfreeze.learn.crossval",
+    "load": "unfreeze.learn.classifier",
+    "make_people": "unfreeze.data.people",
+    "open": "unfreeze.core.runs:open_run",
+    "read": "unfreeze.data.readers",
+    "write_report": "unfreeze.deliver.report",
+    "write_submission": "unfreeze.deliver.submission",
+}
+__all__ = [
+    "Classifier",
+    "Photos",
+    "Recipe",
+    "Run",
+    "UnfreezeError",
+    "check",
+    "findings_table",
+    "fit",
+    "load",
+    "make_people",
+    "open",
+    "read",
+    "write_report",
+    "write_submission",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'unfreeze' has no attribute '{name}'")
+    module, _, attribute = _HOMES[name].partition(":")
+    return getattr(import_module(module), attribute or name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

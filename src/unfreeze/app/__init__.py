@@ -1,0 +1,1 @@
+"""People start here: the command line."""

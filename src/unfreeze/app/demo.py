@@ -1,0 +1,94 @@
+"""The demo: generated photos, then every step of the main job, each with the command that a person would type."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import typer
+
+from unfreeze.app.console import err, number, out, reporter, say, scored
+from unfreeze.core.recipe import Recipe
+
+
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where photos, run and submission go.")] = Path("demo"),
+    people: Annotated[int, typer.Option(min=20, max=5000, help="People to draw for training, 7 photos each.")] = 60,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Draw people with masks, then check, fit, predict, submit and report: the main job in one command.
+
+    Example: `unfreeze demo`
+    """
+    started = time.perf_counter()
+    from unfreeze.data.checks import run_checks
+    from unfreeze.data.people import make_people
+    from unfreeze.data.readers import read
+    from unfreeze.deliver.report import write_report
+    from unfreeze.deliver.submission import write_submission
+    from unfreeze.judge.metrics import confusion_matrix, macro_f1
+    from unfreeze.learn.classifier import Classifier
+    from unfreeze.learn.crossval import fit
+
+    voice, photos_folder, run_folder = reporter(), folder / "photos", folder / "run"
+    test_people = max(10, people // 3)
+    _step(f"Drawing {people} people to learn from and {test_people} to be tested on")
+    with voice.bar("Drawing", 7 * (people + test_people)) as advance:
+        drawn = 0
+
+        def on_photo(done: int, total: int) -> None:
+            nonlocal drawn
+            advance(done - drawn)
+            drawn = done
+
+        truth = make_people(photos_folder, people, test_people, seed, on_photo=on_photo)
+
+    _step(f"unfreeze check {photos_folder}")
+    photos = read(photos_folder)
+    say(photos.choice)
+    checked, _ = run_checks(photos, reporter=voice)
+    for finding in checked.findings:
+        say(f"  {finding.severity}: {finding.path and finding.path + ': '}{finding.message}")
+
+    _step(f"unfreeze fit {photos_folder} --run {run_folder} --compare-random")
+    recipe = Recipe().replace(**{"source.path": str(photos_folder), "seed": seed})
+    command = f"unfreeze fit {photos_folder} --run {run_folder} --compare-random --seed {seed} --force"
+    run = fit(photos, recipe, run_folder, force=True, compare_random=True, command=command, reporter=voice)
+    scores = run.scores()
+    say(
+        f"  macro F1 of a split photo by photo : {scored(scores['random_split']['macro_f1'])}   people straddle the folds"
+    )
+    say(f"  macro F1 on people it has not seen : {scored(scores['macro_f1'])}   the honest one")
+
+    eval_images, template, submission = (
+        photos_folder / "eval" / "images",
+        photos_folder / "eval" / "info.csv",
+        folder / "submission.csv",
+    )
+    _step(f"unfreeze predict {run_folder} {eval_images} --template {template} --out {submission}")
+    classifier = Classifier.load(run)
+    table = classifier.predict(eval_images, reporter=voice)
+    answers = tuple(run.info["answers"])
+    common = str(photos.table["label"].value_counts().index[0])
+    write_submission(table, template, submission, run.classes, answers, common)
+    page = write_report(run.path)
+
+    sent = pd.read_csv(submission, dtype={"ImageID": str})
+    true = np.array([truth["eval"][name] for name in sent["ImageID"]])
+    confusion = confusion_matrix(true, sent["ans"].to_numpy(), 18)
+    _step("Held against the truth that only the demo knows")
+    say(
+        f"  submission: accuracy {number(np.trace(confusion) / len(true))}, macro F1 {number(float(macro_f1(confusion)))} on {len(true)} photos of {test_people} other people"
+    )
+    say(f"  Submission: {submission}")
+    say(f"  Report:     {page}")
+    say(f"  {time.perf_counter() - started:.0f} s in all")
+
+
+def _step(text: str) -> None:
+    err.file.flush()
+    out.print()
+    out.rule(text, align="left", style="dim")

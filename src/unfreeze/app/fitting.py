@@ -1,0 +1,229 @@
+"""The commands that make something: fit and predict."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unfreeze.app.console import emit_json, err, reporter, say, scored, show, then
+from unfreeze.core.errors import RecipeError, TemplateError, nearest
+from unfreeze.core.recipe import QUALITIES, Recipe, parse_assignments, read_recipe
+
+SourceArgument = Annotated[
+    str, typer.Argument(help="A folder of class folders, a CSV, or the competition's root.", metavar="SOURCE")
+]
+Label = Annotated[
+    list[str] | None,
+    typer.Option("--label", help="Label column; several make a combined label.", metavar="COL"),
+]
+Group = Annotated[
+    str | None, typer.Option(help="Column of what must stay together: person, patient, plant.", metavar="COL")
+]
+GroupRegex = Annotated[
+    str | None, typer.Option(help="The group from the path: a regular expression with (?P<group>...).")
+]
+PathColumn = Annotated[str | None, typer.Option("--path", help="Column with the photos' paths.", metavar="COL")]
+Root = Annotated[str | None, typer.Option(help="Folder that the CSV's paths start from.", metavar="DIR")]
+Split = Annotated[str | None, typer.Option(help="Split column; 'none' pools the given splits.", metavar="COL")]
+ReaderName = Annotated[str | None, typer.Option("--reader", help="Read SOURCE as this kind instead of recognising it.")]
+Json = Annotated[bool, typer.Option("--json", help="The answer as JSON on stdout, nothing else.")]
+
+
+def make_recipe(
+    recipe_file: Path | None, quality: str | None, assignments: list[str] | None, options: dict[str, Any]
+) -> Recipe:
+    """File, then quality, then --set, then options: the later word counts. RecipeError names what is wrong."""
+    recipe = read_recipe(recipe_file) if recipe_file else Recipe()
+    if quality is not None:
+        if quality not in QUALITIES:
+            raise RecipeError(f"--quality {quality}: known are {', '.join(QUALITIES)}.{nearest(quality, QUALITIES)}")
+        recipe = recipe.replace(**QUALITIES[quality])
+    changes = parse_assignments(assignments or [])
+    changes |= {key: value for key, value in options.items() if value is not None}
+    return recipe.replace(**changes) if changes else recipe
+
+
+def source_options(
+    source: str,
+    label: list[str] | None,
+    group: str | None,
+    group_regex: str | None,
+    path: str | None,
+    root: str | None,
+    split: str | None,
+    reader: str | None,
+) -> dict[str, Any]:
+    """The options that say how to read SOURCE, as recipe keys."""
+    return {
+        "source.path": source,
+        "source.label": tuple(label) if label else None,
+        "source.group": group,
+        "source.group_regex": group_regex,
+        "source.path_column": path,
+        "source.root": root,
+        "source.split": split,
+        "source.reader": reader,
+    }
+
+
+def fit(
+    source: SourceArgument,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Run folder; by default runs/<source>-<strategy>-<mark>.", metavar="DIR"),
+    ] = None,
+    label: Label = None,
+    group: Group = None,
+    group_regex: GroupRegex = None,
+    path: PathColumn = None,
+    root: Root = None,
+    split: Split = None,
+    reader: ReaderName = None,
+    strategy: Annotated[str | None, typer.Option(help="probe: frozen backbone, linear head.")] = None,
+    quality: Annotated[
+        str | None, typer.Option(help="fast: last layer, one view. good (default): five blocks, two views.")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="A name from `unfreeze models`.")] = None,
+    folds: Annotated[int | None, typer.Option(help="Number of outer folds (default 5).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random (default 0).")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A recipe as TOML; options go over it.", metavar="FILE")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="One recipe key: --set image.size=192.", metavar="KEY=VALUE"),
+    ] = None,
+    compare_random: Annotated[
+        bool, typer.Option(help="Also show what a split photo by photo would have promised.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Fit anew over a finished run.")] = False,
+    json: Json = False,
+) -> None:
+    """Group-safe cross-validation: out-of-fold predictions, scores with intervals, a model and a report.
+
+    Resumes if the run folder is unfinished. Example: `unfreeze fit photos/ --group-regex '(?P<group>[^/]+)/[^/]+$'`
+    """
+    started = time.perf_counter()
+    options = source_options(source, label, group, group_regex, path, root, split, reader)
+    options |= {"strategy": strategy, "backbone": backbone, "folds.count": folds, "seed": seed}
+    chosen = make_recipe(recipe, quality, set_, options)
+    from unfreeze.data.readers import read
+    from unfreeze.deliver.report import write_report
+    from unfreeze.learn.crossval import fit as fit_photos
+
+    voice = reporter(json)
+    photos = read(source, chosen.source)
+    voice.say(photos.choice)
+    read_seconds = round(time.perf_counter() - started, 3)
+    done = fit_photos(
+        photos,
+        chosen,
+        run,
+        force=force,
+        compare_random=compare_random,
+        command=_typed(),
+        reporter=voice,
+        timings={"read": read_seconds},
+    )
+    page = write_report(done.path)
+    scores = done.scores()
+    if json:
+        emit_json({"run": str(done.path), "report": str(page), **scores})
+        return
+    _print_scores(scores)
+    say(f"Report: {page}   ({time.perf_counter() - started:.1f} s in all)")
+    then(f"unfreeze predict {shlex.quote(str(done.path))} NEW_PHOTOS")
+
+
+def _print_scores(scores: dict[str, Any]) -> None:
+    oof, chance = scores["out_of_fold"], scores["out_of_fold"]["chance"]
+    columns = ["", "macro F1 (95 %)", "accuracy (95 %)", "log loss (95 %)"]
+    rows = [["out of fold", *(scored(oof[k]) for k in ("macro_f1", "accuracy", "log_loss"))]]
+    for name, key in (("test split", "test"), ("split photo by photo", "random_split")):
+        if key in scores:
+            rows.append([name, *(scored(scores[key][k]) for k in ("macro_f1", "accuracy", "log_loss"))])
+    rows.append(
+        [
+            f"always '{chance['class']}'",
+            *(f"{chance[k]:.3f}".lstrip("0") for k in ("macro_f1", "accuracy", "log_loss")),
+        ]
+    )
+    show(
+        f"{oof['photos']:,} photos, {oof['groups']:,} groups, {len(scores['folds'])} folds",
+        columns,
+        rows,
+        columns[1:],
+    )
+    worst = min(oof["per_class"], key=lambda c: c["f1"]["value"])
+    say(
+        f"On groups it has not seen it is right in {oof['accuracy']['value']:.1%} of photos; "
+        f"hardest is '{worst['class']}' (F1 {scored(worst['f1'])}, {worst['support']:,} photos)."
+    )
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="A finished run folder.", metavar="RUN")],
+    images: Annotated[
+        Path,
+        typer.Argument(help="A folder of photos, one photo, or a table that names them.", metavar="IMAGES"),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Predictions as .csv or .parquet (default predictions.csv), or the submission."),
+    ] = None,
+    template: Annotated[
+        Path | None, typer.Option(help="Write a submission in this CSV's order and header.", metavar="CSV")
+    ] = None,
+    tta: Annotated[str | None, typer.Option(help="plain or flip; by default the views of training.")] = None,
+    json: Json = False,
+) -> None:
+    """Predict new photos with the blended folds; with a template, write the submission.
+
+    Example: `unfreeze predict runs/masks eval/images --template eval/info.csv --out submission.csv`
+    """
+    from unfreeze.core.files import write_whole
+    from unfreeze.deliver.submission import write_submission
+    from unfreeze.learn.classifier import Classifier
+
+    target = out or Path("submission.csv" if template else "predictions.csv")
+    if target.suffix.lower() not in (".csv", ".parquet") or (template and target.suffix.lower() != ".csv"):
+        raise TemplateError(f"--out {target}: write it as .csv" + ("." if template else " or .parquet."))
+    classifier = Classifier.load(run)
+    table = classifier.predict(images, tta=tta, reporter=reporter(json))
+    failed = table[table["error"] != ""]
+    if template:
+        counts = classifier.run.photos()["label"].value_counts()
+        common = str(counts.index[0])
+        write_submission(table, template, target, classifier.run.classes, tuple(classifier.run.info["answers"]), common)
+        if len(failed):
+            err.print(
+                f"{len(failed)} photo(s) could not be read; their answer is the commonest class, '{common}'.",
+                markup=False,
+            )
+    elif target.suffix.lower() == ".parquet":
+        write_whole(target, lambda p: table.to_parquet(p, index=False))
+    else:
+        write_whole(target, lambda p: table.to_csv(p, index=False, lineterminator="\n"))
+    counted = table["label"].value_counts()
+    if json:
+        emit_json({"out": str(target), "photos": len(table), "errors": len(failed), "labels": counted.to_dict()})
+        return
+    show(
+        f"{len(table):,} photos",
+        ["label", "photos", "share"],
+        [[k, f"{v:,}", f"{v / len(table):.1%}"] for k, v in counted.items()],
+        ["photos", "share"],
+    )
+    for row in failed.head(5).itertuples():
+        say(f"Not predicted: {row.path}: {row.error}")
+    if len(failed) > 5:
+        say(f"... and {len(failed) - 5:,} more, in the column 'error'.")
+    say(f"Written: {target}")
+
+
+def _typed() -> str:
+    """The command as it was typed: what the report says to repeat."""
+    return "unfreeze " + shlex.join(sys.argv[1:])

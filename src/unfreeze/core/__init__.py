@@ -1,0 +1,1 @@
+"""What every layer shares: errors, tables, recipe, run folders, progress, work. No torch."""

@@ -1,0 +1,66 @@
+"""Progress of long work: rows and bars on stderr, silent under --json and in libraries."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+Advance = Callable[[int], None]
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f}/s" if speed else "", style="progress.data.speed")
+
+
+class Reporter:
+    """What a stage tells while it works. This one says nothing: the default inside Python programs."""
+
+    def say(self, text: str) -> None:
+        """A line for people: a choice that was made, a fallback taken."""
+
+    @contextmanager
+    def bar(self, what: str, total: int) -> Iterator[Advance]:
+        """A bar of `total` steps; the value is called with the number of steps done since."""
+        yield lambda steps: None
+
+
+class ConsoleReporter(Reporter):
+    """Lines and bars on a Rich console (stderr, so that stdout stays the answer)."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False)
+
+    @contextmanager
+    def bar(self, what: str, total: int) -> Iterator[Advance]:
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(compact=True),
+        )
+        started = time.perf_counter()
+        with Progress(*columns, console=self.console, transient=True, refresh_per_second=8) as progress:
+            task = progress.add_task(what, total=total)
+            yield lambda steps: progress.advance(task, steps)
+        seconds = time.perf_counter() - started
+        if seconds > 1:
+            self.say(f"{what}: {total:,} in {seconds:.1f} s ({total / seconds:,.0f}/s)")

@@ -1,0 +1,138 @@
+"""One photo's bytes -> upright RGB pixels, by the fastest way that is right, within limits."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from unfreeze.core.errors import PhotoError
+
+Pixels = NDArray[np.uint8]
+
+# Formats whose decoders are plain libraries. EPS, PDF and their like start interpreters: never from here.
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "TGA", "AVIF")
+MAX_PIXELS = 178_000_000
+MAX_BYTES = 1 << 29
+_ORIENTATION = 0x0112
+
+# Our own limit below is checked before a pixel is decoded; Pillow's warning at half of it would only be noise.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file's bytes. PhotoError if it is absent, unreadable, empty, or larger than 512 MiB."""
+    try:
+        if not path.is_file():
+            raise PhotoError(path, "no such file")
+        if path.stat().st_size > MAX_BYTES:
+            raise PhotoError(path, f"larger than {MAX_BYTES >> 20} MiB")
+        data = path.read_bytes()
+    except OSError as error:
+        raise PhotoError(path, (error.strerror or str(error)).lower()) from None
+    if not data:
+        raise PhotoError(path, "the file is empty")
+    return data
+
+
+def decode(data: bytes, short_side: int = 0, max_pixels: int = MAX_PIXELS, path: object = "photo") -> Pixels:
+    """Upright RGB pixels, uint8 (height, width, 3), of an image file's bytes.
+
+    EXIF orientation is applied; palettes are resolved, transparency is laid on white, 16-bit and float
+    values are brought to 8 bit, CMYK is converted, of an animation the first frame is taken.
+    short_side: if positive, a JPEG may be decoded smaller by libjpeg, at least this many pixels on its
+        short side. Decoding a large photo whole only to shrink it costs several times as much.
+    Raises PhotoError with the reason if the bytes are no image, damaged, cut off, or hold more than
+    `max_pixels` pixels (a decompression bomb is refused before it is unpacked).
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise PhotoError(path, f"{width} x {height} pixels are more than the limit of {max_pixels:,}")
+            if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+                pixels = _fast_jpeg(data, short_side)
+                if pixels is not None:
+                    return _upright(pixels, image.getexif().get(_ORIENTATION, 1))
+            return np.asarray(_rgb(ImageOps.exif_transpose(image)))
+    except PhotoError:
+        raise
+    except UnidentifiedImageError:
+        raise PhotoError(path, "not an image in a known format") from None
+    except Image.DecompressionBombError:
+        raise PhotoError(path, f"more pixels than the limit of {max_pixels:,}") from None
+    except MemoryError:
+        raise PhotoError(path, "not enough memory to decode it") from None
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        raise PhotoError(path, f"damaged ({str(error).strip() or type(error).__name__})") from None
+
+
+def square(pixels: Pixels, size: int, crop: float) -> Pixels:
+    """The centre square, side `crop` times the short side, resized to uint8 (size, size, 3).
+
+    Bicubic with antialiasing (Pillow's), which is what timm's resize-then-crop computes, in one step.
+    """
+    height, width = pixels.shape[:2]
+    side = min(height, width) * crop
+    left, top = (width - side) / 2, (height - side) / 2
+    image = Image.fromarray(pixels).resize(
+        (size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
+    )
+    return np.asarray(image)
+
+
+def load_square(data: bytes, size: int, crop: float, max_pixels: int = MAX_PIXELS, path: object = "photo") -> Pixels:
+    """`decode` then `square`: the one way from a file to a network's input, in training and prediction."""
+    return square(decode(data, math.ceil(size / crop), max_pixels, path), size, crop)
+
+
+def _fast_jpeg(data: bytes, short_side: int) -> Pixels | None:
+    """libjpeg-turbo's pixels; None leaves the file to Pillow, the judge of what is damaged."""
+    try:
+        return simplejpeg.decode_jpeg(data, min_height=short_side, min_width=short_side, strict=True)
+    except ValueError:
+        return None
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """EXIF orientations 1 to 8 (EXIF 2.3, tag 0x0112) undone."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow image as RGB. Values wider than 8 bit are scaled, transparency is laid on white."""
+    image.load()
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        image = Image.fromarray(_to_8_bit(np.asarray(image, np.float64)))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    if image.mode == "LAB":
+        from PIL import ImageCms
+
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        image = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB") or image
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_8_bit(values: NDArray[np.float64]) -> Pixels:
+    """32-bit integers and floats to 8 bit, by the smallest usual range that holds them: 1, 255 or 65535."""
+    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    top = float(values.max(initial=0.0))
+    full = 1.0 if 0 < top <= 1 and (values % 1 != 0).any() else 255.0 if top <= 255 else max(65535.0, top)
+    return (np.clip(values, 0, full) * (255.0 / full)).astype(np.uint8)

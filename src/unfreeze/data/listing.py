@@ -1,0 +1,30 @@
+"""What is to be predicted: a photo, a folder of photos, or a table that names them; no labels asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unfreeze.core.errors import SourceError
+from unfreeze.core.recipe import Source
+from unfreeze.data.tabular import KINDS, paths_of
+from unfreeze.data.walk import is_image_name, walk
+
+
+def list_images(path: Path, options: Source | None = None) -> tuple[Path, list[str]]:
+    """Root and relative paths: a folder's photos sorted, a table's in its order.
+
+    Hidden and non-image files of a folder are passed over. A table's path column is found as when training
+    (options.path_column, options.root). Raises SourceError if there is nothing to predict.
+    """
+    if path.is_dir():
+        found = walk(path)
+        if not found.photos:
+            raise found.no_photos(path)
+        return path, found.photos
+    if not path.is_file():
+        raise SourceError(f"{path}: no such file or folder.")
+    if is_image_name(path.name):
+        return path.parent, [path.name]
+    if path.suffix.lower() in KINDS:
+        return paths_of(path, options or Source())
+    raise SourceError(f"{path}: neither a photo, a folder of photos, nor a table ({', '.join(sorted(KINDS))}).")

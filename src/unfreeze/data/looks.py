@@ -1,0 +1,140 @@
+"""A first look at every photo: its content hash, size, perceptual hash, and whether it can be read at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+from unfreeze.core.cache import RowStore, cache_root, content_key
+from unfreeze.core.errors import PhotoError
+from unfreeze.core.progress import Reporter
+from unfreeze.core.tables import Finding, Photos
+from unfreeze.core.work import in_threads
+from unfreeze.data.images import MAX_PIXELS, decode, read_bytes
+
+# A new version number makes every photo be looked at again.
+_VERSION = 1
+HASH_WORDS = 4
+THUMB = 8
+_DTYPE = np.dtype(
+    [
+        ("dhash", "<u8", HASH_WORDS),
+        ("thumb", "u1", (THUMB, THUMB, 3)),
+        ("width", "<u4"),
+        ("height", "<u4"),
+        ("problem", "S120"),
+    ]
+)
+_FLUSH = 4096
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What the first look saw, one entry a photo in the table's order.
+
+    keys: uint64 (n, 2), content hash; zeros where the file could not even be read.
+    dhash: uint64 (n, 4), 256-bit difference hash. thumb: uint8 (n, 8, 8, 3).
+    width, height: uint32 (n,), of the upright photo. problem: text, empty if it decodes.
+    """
+
+    keys: NDArray[np.uint64]
+    dhash: NDArray[np.uint64]
+    thumb: NDArray[np.uint8]
+    width: NDArray[np.uint32]
+    height: NDArray[np.uint32]
+    problem: list[str]
+
+    @property
+    def readable(self) -> NDArray[np.bool_]:
+        """bool (n,): photos that decode."""
+        return np.array([not p for p in self.problem], bool)
+
+    def hashes(self) -> list[str]:
+        """The content hash as 32 hex digits, or empty text."""
+        return [f"{a:016x}{b:016x}" if a or b else "" for a, b in self.keys.tolist()]
+
+
+def look(photos: Photos, max_pixels: int = MAX_PIXELS, reporter: Reporter | None = None) -> Looks:
+    """Looks at every photo once; what a photo's bytes once told is kept in the cache.
+
+    Never raises for a photo: one that is missing, damaged, cut off or a bomb has a `problem`.
+    """
+    reporter = reporter or Reporter()
+    store = RowStore(
+        cache_root() / "looks" / f"v{_VERSION}-{max_pixels}",
+        _DTYPE,
+        about={"what": "hashes and sizes of photos", "max_pixels": max_pixels},
+        reporter=reporter,
+    )
+
+    def one(path: Path) -> tuple[tuple[int, int], np.void | None, str]:
+        try:
+            data = read_bytes(path)
+        except PhotoError as error:
+            return (0, 0), None, error.reason
+        key = content_key(data)
+        place = store.find(np.array([key], np.uint64))
+        return (key, store.take(place)[0], "") if place[0, 0] >= 0 else (key, _row(data, max_pixels), "new")
+
+    n = len(photos)
+    rows, keys = np.zeros(n, _DTYPE), np.zeros((n, 2), np.uint64)
+    fresh: list[int] = []
+    with reporter.bar("Looking at photos", n) as advance:
+        for i, (key, row, note) in enumerate(in_threads(one, photos.files())):
+            keys[i] = key
+            if row is None:
+                rows[i]["problem"] = note.encode()[:120]
+            else:
+                rows[i] = row
+                if note:
+                    fresh.append(i)
+            if len(fresh) >= _FLUSH:
+                store.append(keys[fresh], rows[fresh])
+                fresh = []
+            advance(1)
+    store.append(keys[fresh], rows[fresh])
+    problems = [bytes(p).decode("utf-8", "replace") for p in rows["problem"]]
+    return Looks(keys, rows["dhash"], rows["thumb"], rows["width"], rows["height"], problems)
+
+
+def with_looks(photos: Photos, looks: Looks) -> Photos:
+    """The table with `hash`, `width` and `height`, and a finding for each photo that cannot be read."""
+    table: pd.DataFrame = photos.table.assign(hash=looks.hashes(), width=looks.width, height=looks.height)
+    findings = [
+        Finding("unreadable", "warning", problem, "mend or remove the file; it is left out of training", path)
+        for path, problem in zip(table["path"], looks.problem, strict=True)
+        if problem
+    ]
+    return photos.with_table(table, *findings)
+
+
+def _row(data: bytes, max_pixels: int) -> np.void:
+    row = np.zeros((), _DTYPE)
+    try:
+        # A JPEG is read at an eighth of its size here, which still walks all its bytes: damage shows.
+        pixels = decode(data, 64, max_pixels)
+        size = _upright_size(data)
+    except PhotoError as error:
+        row["problem"] = error.reason.encode()[:120]
+        return row[()]
+    row["width"], row["height"] = size
+    image = Image.fromarray(pixels)
+    grey = np.asarray(image.convert("L").resize((17, 16), Image.Resampling.BOX), np.int16)
+    bits = np.packbits((grey[:, 1:] > grey[:, :-1] + 1).ravel())
+    row["dhash"] = bits.view("<u8")
+    row["thumb"] = np.asarray(image.resize((THUMB, THUMB), Image.Resampling.BOX))
+    return row[()]
+
+
+def _upright_size(data: bytes) -> tuple[int, int]:
+    import io
+
+    with Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    return (height, width) if turned else (width, height)

@@ -1,0 +1,561 @@
+"""Draws one invented person in one photo, so that demo photos need no shipped files and show nobody.
+
+Figures are drawn in figure units: the origin is the middle of the face, the chin is at y = 1, y grows
+downward. A `Canvas` maps them to pixels at twice the wanted size and is halved at the end, which is the
+anti-aliasing. Everything that stays over a person's photos is in `Looks`; a shot only moves and lights it.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw
+
+Colour = tuple[int, int, int]
+Field = Callable[[np.ndarray, np.ndarray], np.ndarray]
+OVER = 2  # drawing scale over the final size
+SKINS: tuple[Colour, ...] = (
+    (250, 219, 192),
+    (241, 200, 165),
+    (228, 180, 140),
+    (205, 154, 115),
+    (172, 122, 88),
+)
+HAIRS: tuple[Colour, ...] = ((30, 26, 30), (44, 33, 32), (66, 44, 36), (92, 58, 40), (38, 36, 52))
+MOTIFS = ("plain", "stripes", "bars", "diagonal", "dots", "checks", "waves", "rings")
+MASKS: tuple[tuple[Colour, Colour, str], ...] = (
+    ((139, 190, 224), (214, 233, 245), "plain"),
+    ((244, 245, 243), (214, 219, 222), "plain"),
+    ((48, 49, 55), (84, 86, 94), "plain"),
+    ((226, 142, 146), (250, 226, 214), "dots"),
+    ((92, 138, 126), (205, 224, 204), "checks"),
+    ((82, 96, 148), (222, 196, 140), "diagonal"),
+    ((246, 218, 222), (228, 182, 192), "plain"),
+    ((150, 204, 196), (226, 243, 238), "plain"),
+)
+
+
+@dataclass(frozen=True)
+class Sitter:
+    """One invented person. `seed` fixes the looks, `gender` is 0 male or 1 female, `age` is in years."""
+
+    seed: tuple[int, ...]
+    gender: int
+    age: int
+
+
+def mix(first: Colour, second: Colour, share: float) -> Colour:
+    """`first` moved toward `second` by `share` (0 to 1)."""
+    a, b, c = (round(x + (y - x) * share) for x, y in zip(first, second, strict=True))
+    return a, b, c
+
+
+def hsv(hue: float, saturation: float, value: float) -> Colour:
+    """An 8-bit colour from hue, saturation and value, each 0 to 1."""
+    r, g, b = colorsys.hsv_to_rgb(hue % 1.0, saturation, value)
+    return round(r * 255), round(g * 255), round(b * 255)
+
+
+def smooth(points: list[tuple[float, float]], closed: bool = True, steps: int = 8) -> np.ndarray:
+    """A Catmull-Rom curve through the points, as an (n, 2) array."""
+    p = np.asarray(points, float)
+    p = np.vstack([p[-1:], p, p[:2]]) if closed else np.vstack([p[:1], p, p[-1:]])
+    t = np.linspace(0, 1, steps, endpoint=False)[None, :, None]
+    a, b, c, d = (p[i : len(p) - 3 + i, None, :] for i in range(4))
+    out = 0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
+    return out.reshape(-1, 2) if closed else np.vstack([out.reshape(-1, 2), p[-1:]])
+
+
+def oval(x: float, y: float, rx: float, ry: float) -> np.ndarray:
+    """An ellipse as a 40-point outline."""
+    t = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    return np.stack([x + rx * np.cos(t), y + ry * np.sin(t)], axis=1)
+
+
+def both_sides(half: list[tuple[float, float]]) -> np.ndarray:
+    """The smooth outline whose right half is given from top middle to bottom middle."""
+    return smooth(half + [(-x, y) for x, y in half[::-1] if x > 0])
+
+
+def motif(kind: str, period: float) -> Field:
+    """A repeating pattern over figure units as 0..1 cover; soft edges keep it from crawling when scaled."""
+
+    def field(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        a, b = u * (2 * np.pi / period), v * (2 * np.pi / period)
+        wave = {
+            "stripes": lambda: np.sin(b),
+            "bars": lambda: np.sin(a),
+            "diagonal": lambda: np.sin((a + b) * 0.7),
+            "dots": lambda: np.cos(a) * np.cos(b) * 1.6 - 0.75,
+            "checks": lambda: np.sin(a) * np.sin(b) * 1.5,
+            "waves": lambda: np.sin(b + 1.3 * np.sin(a * 0.6)),
+            "rings": lambda: np.sin(np.hypot(a, b)),
+        }.get(kind, lambda: np.full_like(u, -1.0))()
+        return np.clip(wave * 3.0 + 0.5, 0, 1)
+
+    return field
+
+
+class Canvas:
+    """An oversized picture addressed in figure units; `depth` is how far a layer follows the head's turn."""
+
+    def __init__(self, size: tuple[int, int], rng: np.random.Generator, zoom: float, lean: float) -> None:
+        self.width, self.height = size[0] * OVER, size[1] * OVER
+        self.image = Image.new("RGB", (self.width, self.height))
+        self.pen = ImageDraw.Draw(self.image, "RGBA")
+        span = min(self.height, self.width / 0.75)
+        unit = 0.262 * span * zoom * rng.normal(1, 0.035)
+        tilt = np.deg2rad(lean + rng.normal(0, 2.5))
+        self.centre = np.array(
+            [self.width * (0.5 + rng.normal(0, 0.022)), self.height * 0.5 + span * rng.normal(0, 0.018)]
+        )
+        self.axes = unit * np.array([[np.cos(tilt), np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]])
+        self.inverse = np.linalg.inv(self.axes)
+        self.turn = np.array([rng.normal(0, 0.055), rng.normal(0, 0.025)])
+        self.depth = 0.0
+
+    def at(self, points: np.ndarray) -> np.ndarray:
+        """Figure units to pixels."""
+        moved: np.ndarray = (points + self.turn * self.depth) @ self.axes + self.centre
+        return moved
+
+    def fill(self, points: np.ndarray, colour: Colour, alpha: float = 1.0) -> None:
+        """Fill an outline; `alpha` is the cover, 0 to 1."""
+        if alpha > 0:
+            flat = [(float(x), float(y)) for x, y in self.at(points)]
+            self.pen.polygon(flat, fill=(*colour, round(255 * min(alpha, 1.0))))
+
+    def stroke(
+        self,
+        points: list[tuple[float, float]],
+        colour: Colour,
+        width: float,
+        alpha: float = 1.0,
+        taper: float = 1.0,
+    ) -> None:
+        """A brush line through the points; `taper` 1 thins both ends to nothing, 0 keeps them blunt."""
+        line = smooth(points, closed=False)
+        along = np.gradient(line, axis=0)
+        normal = np.stack([-along[:, 1], along[:, 0]], axis=1) / (np.linalg.norm(along, axis=1)[:, None] + 1e-9)
+        profile = 1 - taper * np.abs(np.linspace(-1, 1, len(line))) ** 2.5
+        offset = normal * (width / 2 * profile)[:, None]
+        self.fill(np.vstack([line + offset, (line - offset)[::-1]]), colour, alpha)
+
+    def tint(
+        self,
+        points: np.ndarray | None,
+        colour: Colour,
+        strength: float,
+        field: Field,
+        fine: bool = False,
+        near: np.ndarray | None = None,
+    ) -> None:
+        """Lay `colour` over an outline (None: everywhere) with cover `strength * field(x, y)`, softly.
+
+        `fine` works the field out for each final pixel, not for blocks of them. `near` is an outline outside
+        whose box the field is nothing; leaving the rest out saves time.
+        """
+        left, top, right, bottom = 0, 0, self.width, self.height
+        pixels = None if points is None else self.at(points)
+        if pixels is not None:
+            box = pixels if near is None else self.at(near)
+            left, top = (max(int(v), 0) for v in np.floor(box.min(axis=0)))
+            right = min(int(np.ceil(box[:, 0].max())), self.width)
+            bottom = min(int(np.ceil(box[:, 1].max())), self.height)
+        if right - left < 2 or bottom - top < 2:
+            return
+        step = OVER if fine else 16
+        columns, rows = max((right - left) // step, 4), max((bottom - top) // step, 4)
+        x = left + (np.arange(columns, dtype=np.float32) + 0.5) * ((right - left) / columns) - self.centre[0]
+        y = top + (np.arange(rows, dtype=np.float32) + 0.5) * ((bottom - top) / rows) - self.centre[1]
+        (a, b), (c, d) = self.inverse.astype(np.float32)
+        shift = (self.turn * self.depth).astype(np.float32)
+        u = x[None, :] * a + y[:, None] * c - shift[0]
+        v = x[None, :] * b + y[:, None] * d - shift[1]
+        cover = (np.clip(field(u, v), 0, 1) * (255 * strength)).astype(np.uint8)
+        layer = Image.fromarray(cover).resize((right - left, bottom - top), Image.Resampling.BILINEAR)
+        if pixels is not None:
+            shape = Image.new("L", layer.size)
+            ImageDraw.Draw(shape).polygon([(float(p) - left, float(q) - top) for p, q in pixels], fill=255)
+            layer = ImageChops.multiply(layer, shape)
+        self.image.paste(colour, (left, top), layer)
+
+    def glow(
+        self, outline: np.ndarray, colour: Colour, strength: float, spot: tuple[float, float], radius: float
+    ) -> None:
+        """A round soft spot of colour kept inside an outline."""
+        self.tint(
+            outline,
+            colour,
+            strength,
+            lambda u, v: np.exp(-((u - spot[0]) ** 2 + (v - spot[1]) ** 2) / radius**2),
+            near=oval(*spot, 2.3 * radius, 2.3 * radius),
+        )
+
+
+class Looks:
+    """What stays the same over a person's photos, drawn once from the sitter's seed.
+
+    Gender and age act only through noisy traits (each is right more often than not), so that no single
+    one gives the class away.
+    """
+
+    def __init__(self, sitter: Sitter) -> None:
+        rng = np.random.default_rng([*sitter.seed, 11])
+        man = 1.0 if sitter.gender == 0 else -1.0
+
+        def manly(noise: float = 0.8) -> float:
+            return man + rng.normal(0, 0.75 * noise)
+
+        age = sitter.age + rng.normal(0, 3)
+        skin_at = rng.uniform(0, len(SKINS) - 1.001)
+        self.skin = mix(SKINS[int(skin_at)], SKINS[int(skin_at) + 1], skin_at % 1)
+        self.wide = 0.75 + 0.02 * manly() + rng.normal(0, 0.025)
+        self.jaw = self.wide * np.clip(0.79 + 0.055 * manly(), 0.66, 0.92)
+        self.chin = self.jaw * np.clip(0.5 + 0.05 * manly(), 0.38, 0.64)
+        self.eye_x, self.eye_y = rng.uniform(0.30, 0.37), rng.uniform(-0.12, -0.04)
+        self.eye = rng.uniform(0.9, 1.15) - 0.05 * manly()
+        self.slant, self.crease = rng.uniform(-0.01, 0.035), rng.random() < 0.6
+        self.brow = np.clip(0.062 + 0.017 * manly(), 0.03, 0.1)
+        self.brow_arch = rng.uniform(0.01, 0.05) - 0.015 * manly()
+        self.nose, self.nose_y = rng.uniform(0.10, 0.15) + 0.008 * manly(), rng.uniform(0.27, 0.34)
+        self.mouth, self.smile = rng.uniform(0.2, 0.27), rng.uniform(0.0, 0.05)
+        self.lashes = manly(0.7) < -0.1
+        lip = hsv(rng.uniform(0.95, 1.02), 0.55, 0.82) if manly(0.7) < 0 else mix(self.skin, (170, 70, 70), 0.42)
+        self.lip, self.fullness = lip, np.clip(0.055 - 0.012 * manly(), 0.03, 0.09)
+        self.beard = rng.choice(["stubble", "moustache", "goatee"]) if man > 0 and rng.random() < 0.45 else ""
+        self.blush = np.clip(0.2 - 0.1 * manly(), 0.04, 0.45)
+
+        self.wrinkle = float(np.clip((age - 25) / 34 + rng.normal(0, 0.06), 0, 1.1))
+        dyed = rng.random() < (0.06 if man > 0 else 0.14)
+        self.grey = float(np.clip((age - 44) / 18 + rng.normal(0, 0.12), 0, 1)) * (0.15 if dyed else 1.0)
+        base = HAIRS[rng.integers(len(HAIRS))]
+        if age < 31 and rng.random() < 0.55:
+            base = hsv(rng.choice([0.04, 0.07, 0.62, 0.92]), 0.55, 0.5)
+        self.hair = mix(base, (206, 206, 208), 0.9 * self.grey**1.2)
+        long_hair = manly(0.75) < 0
+        self.length = str(rng.choice(["long", "bob", "bun", "tail", "long"] if long_hair else ["short"]))
+        fronts = ["swept", "centre", "bangs", "back"] if long_hair else ["swept", "back", "spiky", "bangs", "swept"]
+        self.front = str(rng.choice(fronts))
+        self.recede = max(0.0, (age - 38) / 110 + rng.normal(0, 0.05)) if man > 0 and rng.random() < 0.8 else 0.0
+        self.volume = rng.uniform(0.97, 1.07)
+        self.part = float(rng.choice([-1, 1]))
+        self.glasses = str(rng.choice(["round", "square"])) if rng.random() < 0.05 + 0.012 * max(age - 25, 0) else ""
+        self.frame = hsv(rng.random(), rng.uniform(0.1, 0.6), rng.uniform(0.15, 0.45))
+        count = rng.poisson(max(age - 45, 0) / 5) + rng.integers(0, 2)
+        self.spots = [
+            (rng.choice([-1, 1]) * rng.uniform(0.2, 0.6), rng.uniform(-0.5, 0.4), rng.uniform(0.012, 0.03))
+            for _ in range(count)
+        ]
+        self.earring = manly(0.7) < -0.8
+
+        self.shoulder = 1.42 + 0.1 * manly()
+        self.neck = 0.38 + 0.04 * manly()
+        self.top = str(rng.choice(["tee", "shirt", "vee", "hood", "turtle"]))
+        fade = np.clip((age - 20) / 55, 0, 1)  # older people dress quieter
+        self.cloth = hsv(rng.random(), rng.uniform(0.25, 0.75) * (1 - 0.6 * fade), rng.uniform(0.45, 0.95) - 0.2 * fade)
+        self.trim = mix(self.cloth, (255, 255, 255) if rng.random() < 0.6 else (20, 20, 40), rng.uniform(0.3, 0.7))
+        self.cloth_motif = motif(str(rng.choice(MOTIFS[:7])), rng.uniform(0.22, 0.5))
+        hue = rng.random()
+        self.wall = hsv(hue, rng.uniform(0.18, 0.5), rng.uniform(0.68, 0.97))
+        self.wall_trim = hsv(hue + rng.normal(0, 0.12), rng.uniform(0.15, 0.55), rng.uniform(0.6, 1.0))
+        self.wall_motif = motif(str(rng.choice(MOTIFS[1:])), rng.uniform(0.4, 1.1))
+        self.disc = (rng.uniform(-0.5, 0.5), rng.uniform(-0.6, 0.2), rng.uniform(1.35, 1.7))
+        self.light = rng.uniform(-1, 1)
+        self.warmth = rng.normal(0, 0.035)
+        self.zoom, self.lean = rng.normal(1, 0.05), rng.normal(0, 2.5)
+        self.masks = [int(i) for i in rng.permutation(len(MASKS))]
+        self.slip = str(rng.choice(["nose", "nose", "chin"]))
+
+        w, j, c = self.wide, self.jaw, self.chin
+        self.face = both_sides(
+            [
+                (0, -1.1),
+                (0.5 * w, -1.04),
+                (0.87 * w, -0.74),
+                (w, -0.25),
+                (0.98 * w, 0.15),
+                (j, 0.62),
+                (c, 0.92),
+                (0, 1.0),
+            ]
+        )
+
+
+def draw_portrait(sitter: Sitter, state: int, shot: int, size: tuple[int, int]) -> Image.Image:
+    """One photo.
+
+    Args:
+        sitter: who is drawn.
+        state: 0 mask worn, 1 worn incorrectly, 2 no mask.
+        shot: number of the photo; it moves and lights the figure a little differently.
+        size: width and height in pixels.
+    """
+    looks = Looks(sitter)
+    rng = np.random.default_rng([*sitter.seed, 12, shot])
+    canvas = Canvas(size, rng, looks.zoom, looks.lean)
+    _wall(canvas, looks)
+    canvas.depth = 0.3
+    _back_hair(canvas, looks)
+    _body(canvas, looks)
+    canvas.depth = 0.6
+    _head(canvas, looks)
+    canvas.depth = 1.0
+    _features(canvas, looks)
+    _age_marks(canvas, looks)
+    if state < 2:
+        _mask(canvas, looks, looks.masks[shot % len(looks.masks)], looks.slip if state else "worn")
+    _glasses(canvas, looks)
+    canvas.depth = 0.7
+    _front_hair(canvas, looks)
+    return _lit(canvas.image.reduce(OVER), looks, rng)
+
+
+# Lists of points are filled here; one point a line would hide the drawing.
+# fmt: off
+def _wall(canvas: Canvas, looks: Looks) -> None:
+    canvas.image.paste(looks.wall, (0, 0, canvas.width, canvas.height))
+    canvas.tint(None, looks.wall_trim, 0.5, looks.wall_motif, fine=True)
+    x, y, radius = looks.disc
+    canvas.fill(oval(x, y, radius, radius), mix(looks.wall, (255, 255, 255), 0.45), 0.55)
+    canvas.tint(None, (30, 30, 60), 0.25, lambda u, v: (v + 0.6 - 0.8 * u * looks.light) / 3)
+
+
+def _back_hair(canvas: Canvas, looks: Looks) -> None:
+    w, dark = looks.wide, mix(looks.hair, (0, 0, 0), 0.22)
+    if looks.length in ("long", "bob"):
+        end = 1.75 if looks.length == "long" else 0.8
+        half = [(0, -1.25), (w * 1.05, -0.95), (w * 1.3, -0.1), (w * 1.36, end - 0.3), (w * 1.15, end),
+            (0, end + 0.05)]
+        canvas.fill(both_sides(half), dark)
+    elif looks.length == "bun":
+        canvas.fill(oval(0.12 * looks.part, -1.38, 0.36, 0.32), dark)
+        canvas.stroke([(-0.1, -1.5), (0.1, -1.58), (0.3, -1.45)], mix(looks.hair, (255, 255, 255), 0.3),
+            0.05, 0.5)
+    elif looks.length == "tail":
+        s = looks.part * w
+        canvas.fill(smooth([(s * 0.5, -1.0), (s * 1.4, -0.9), (s * 1.75, 0.2), (s * 1.5, 1.3),
+            (s * 1.25, 0.2)]), dark)
+
+
+def _body(canvas: Canvas, looks: Looks) -> None:
+    n, s, shade = looks.neck, looks.shoulder, mix(looks.skin, (120, 60, 50), 0.28)
+    half = [(0, 1.3), (n * 1.05, 1.3), (0.75 * s, 1.58), (0.97 * s, 1.85), (1.08 * s, 2.6), (1.1 * s, 3.6),
+        (0, 3.7)]
+    body = both_sides(half)
+    canvas.fill(body, looks.cloth)
+    canvas.tint(body, looks.trim, 0.75, looks.cloth_motif, fine=True)
+    canvas.tint(body, (20, 15, 50), 0.38, lambda u, v: (v - 1.3) / 3 - 0.45 * u * looks.light)
+    for x in (-1, 1):
+        canvas.stroke([(x * 0.8 * s, 3.6), (x * 0.78 * s, 2.6), (x * 0.84 * s, 2.2)], (20, 15, 50),
+            0.05, 0.22)
+    deep = {"vee": 2.0, "shirt": 1.85}.get(looks.top, 1.62)
+    collar = [(-n, 1.25), (-n * 0.78, 1.5), (0, deep), (n * 0.78, 1.5), (n, 1.25), (0, 1.1)]
+    if looks.top in ("tee", "hood"):
+        thick = 0.3 if looks.top == "hood" else 0.12
+        canvas.fill(oval(0, 1.36, n + thick + 0.05, 0.24 + thick), mix(looks.cloth, (0, 0, 0), 0.16))
+        collar = [(float(x), float(y)) for x, y in oval(0, 1.36, n + 0.05, 0.25)]
+    canvas.fill(smooth(collar), looks.skin)
+    neck = np.array([(-n, 0.4), (n, 0.4), (n * 1.03, 1.42), (-n * 1.03, 1.42)])
+    canvas.fill(neck, looks.skin)
+    canvas.tint(neck, shade, 0.8, lambda u, v: (1.16 - v - 0.9 * (u - 0.08 * looks.light) ** 2) * 9,
+        fine=True)
+    if looks.top == "turtle":
+        roll = smooth([(-n * 1.1, 1.14), (0, 1.24), (n * 1.1, 1.14), (n * 1.22, 1.5), (0, 1.64),
+            (-n * 1.22, 1.5)])
+        canvas.fill(roll, looks.cloth)
+        canvas.tint(roll, (20, 15, 50), 0.4, lambda u, v: (v - 1.1) * 1.6 - 0.5 * u * looks.light)
+    elif looks.top == "shirt":
+        for x in (-1, 1):
+            flap = np.array([(x * n * 1.1, 1.2), (x * n * 1.5, 1.42), (x * 0.3, 1.95), (x * 0.02, 1.78)])
+            canvas.fill(flap, mix(looks.cloth, (255, 255, 255), 0.4))
+            canvas.fill(flap + np.array([0, 0.03]), (20, 15, 50), 0.08)
+    elif looks.top == "hood":
+        for x in (-1, 1):
+            canvas.stroke([(x * 0.22, 1.72), (x * 0.25, 2.0), (x * 0.22, 2.3)], (250, 250, 245),
+                0.05, taper=0.3)
+
+
+def _head(canvas: Canvas, looks: Looks) -> None:
+    w, skin, shade = looks.wide, looks.skin, mix(looks.skin, (150, 70, 60), 0.45)
+    for x in (-1, 1):
+        canvas.fill(oval(x * w * 1.03, 0.08, 0.13, 0.22), mix(skin, (150, 70, 60), 0.12))
+        canvas.fill(oval(x * w * 1.05, 0.09, 0.06, 0.13), shade, 0.45)
+        if looks.earring:
+            canvas.fill(oval(x * w * 1.08, 0.36, 0.045, 0.045), (240, 214, 130))
+    canvas.fill(looks.face, skin)
+    canvas.tint(looks.face, shade, 0.6, lambda u, v: -0.55 * u * looks.light + 0.3 * v**2 - 0.08)
+    canvas.glow(looks.face, (255, 250, 235), 0.3, (0.35 * looks.light, -0.55), 0.55)
+    for x in (-1, 1):
+        canvas.glow(looks.face, (232, 100, 100), looks.blush, (x * 0.5 * w / 0.75, 0.28), 0.22)
+
+
+def _features(canvas: Canvas, looks: Looks) -> None:
+    dark, ink = mix(looks.hair, (30, 20, 25), 0.35), (44, 30, 34)
+    shade = mix(looks.skin, (120, 50, 45), 0.5)
+    for x in (-1, 1):
+        cx, cy, e = x * looks.eye_x, looks.eye_y, looks.eye
+        out = [(-0.155, 0.012), (-0.07, -0.062), (0.05, -0.072), (0.165, -0.012 - looks.slant), (0.08, 0.05),
+            (-0.07, 0.05)]
+        lid = [(cx + x * a * e, cy + b * e) for a, b in out]
+        canvas.fill(smooth(lid), (252, 249, 244))
+        iris = oval(cx, cy - 0.005, 0.075 * e, 0.075 * e)
+        iris[:, 1] = np.clip(iris[:, 1], cy - 0.066 * e, cy + 0.048 * e)
+        canvas.fill(iris, (62, 38, 30))
+        canvas.fill(oval(cx, cy - 0.005, 0.036 * e, 0.036 * e), (18, 12, 14))
+        canvas.fill(oval(cx + 0.025 * np.sign(looks.light), cy - 0.03, 0.018, 0.018), (255, 255, 255))
+        canvas.stroke([(lid[0][0] - x * 0.01, lid[0][1]), *lid[1:4]],
+            ink, 0.05 if looks.lashes else 0.034, taper=0.7)
+        if looks.crease:
+            canvas.stroke([(a, b - 0.055) for a, b in lid[:4]], shade, 0.02, 0.8)
+        if looks.lashes:
+            for k in range(3):
+                a, b = 0.09 + 0.038 * k, -0.06 + 0.022 * k
+                tip = (cx + x * (a + 0.07) * e, cy + (b - 0.075 + 0.012 * k) * e)
+                canvas.stroke([(cx + x * a * e, cy + b * e), tip], ink, 0.024, taper=0.6)
+        y = cy - 0.24
+        brow = [(cx - x * 0.17, y + 0.03), (cx, y - looks.brow_arch), (cx + x * 0.2, y + 0.035)]
+        canvas.stroke(brow, dark, looks.brow, 0.95, taper=0.75)
+        canvas.fill(oval(x * looks.nose * 0.5, looks.nose_y + 0.015, 0.024, 0.013), shade, 0.8)
+    n, y = looks.nose, looks.nose_y
+    side = -1.0 if looks.light > 0 else 1.0
+    canvas.stroke([(side * 0.07, -0.08), (side * 0.05, y - 0.16), (side * n, y - 0.02)], shade, 0.035, 0.4)
+    canvas.stroke([(-n, y - 0.02), (-n * 0.7, y + 0.025), (0, y + 0.045), (n * 0.7, y + 0.025),
+        (n, y - 0.02)], shade, 0.03)
+    canvas.glow(looks.face, (255, 250, 240), 0.45, (0, y - 0.07), 0.07)
+    m, y, f, lift = looks.mouth, 0.6, looks.fullness, looks.smile
+    if looks.beard:
+        tone, heavy = mix(looks.hair, looks.skin, 0.25), 0.3 if looks.beard == "stubble" else 0.9
+        if looks.beard == "stubble":
+            canvas.tint(looks.face, tone, 0.55,
+                lambda u, v: (np.hypot(u, v) - 0.5) * 3 * np.clip(4 * v, 0, 1))
+        if looks.beard == "goatee":
+            canvas.fill(smooth([(-0.16, 0.74), (0, 0.7), (0.16, 0.74), (0.13, 0.93), (0, 1.0),
+                (-0.13, 0.93)]), tone, heavy)
+        canvas.stroke([(-m, y), (-0.12, y - 0.1), (0, y - 0.09), (0.12, y - 0.1), (m, y)], tone, 0.09, heavy)
+    canvas.fill(smooth([(-m, y - lift), (-0.06, y - f), (0, y - 0.75 * f), (0.06, y - f), (m, y - lift),
+        (0, y + 0.3 * f)]), looks.lip)
+    canvas.fill(smooth([(-m * 0.95, y - lift), (0, y + 0.01), (m * 0.95, y - lift), (0.1, y + 1.3 * f),
+        (-0.1, y + 1.3 * f)]), looks.lip)
+    canvas.stroke([(-m, y - lift), (0, y + 0.012), (m, y - lift)], mix(looks.lip, (60, 10, 20), 0.6), 0.022)
+    canvas.fill(oval(0.05 * looks.light, y + 0.7 * f, 0.06, 0.014), (255, 255, 255), 0.3)
+
+
+def _age_marks(canvas: Canvas, looks: Looks) -> None:
+    shade, k = mix(looks.skin, (110, 50, 45), 0.55), looks.wrinkle
+    for row in range(3):
+        y, reach = -0.5 - 0.12 * row, 0.34 - 0.04 * row
+        canvas.stroke([(-reach, y), (-0.1, y - 0.025), (0.1, y - 0.02), (reach, y + 0.01)],
+            shade, 0.024, 0.9 * (k - 0.2 * row))
+    for x in (-1, 1):
+        cx, cy = x * looks.eye_x, looks.eye_y
+        canvas.stroke([(cx - x * 0.13, cy + 0.12), (cx, cy + 0.165), (cx + x * 0.13, cy + 0.12)],
+            shade, 0.026, 0.9 * k)
+        canvas.glow(looks.face, shade, 0.4 * max(k - 0.3, 0), (cx, cy + 0.11), 0.14)
+        for row in range(3):
+            start, end = (cx + x * 0.2, cy + 0.03 * (row - 1)), (cx + x * 0.31, cy + 0.085 * (row - 1))
+            canvas.stroke([start, end], shade, 0.022, k - 0.15)
+        canvas.stroke([(x * 0.15, 0.32), (x * 0.27, 0.46), (x * 0.31, 0.62)], shade, 0.028, 0.9 * k - 0.1)
+        canvas.stroke([(x * 0.29, 0.68), (x * 0.3, 0.8)], shade, 0.024, 0.9 * k - 0.4)
+    for px, py, radius in looks.spots:
+        canvas.fill(oval(px, py, radius * 1.2, radius), (120, 72, 50), 0.45)
+
+
+def _mask(canvas: Canvas, looks: Looks, which: int, wear: str) -> None:
+    colour, trim, kind = MASKS[which]
+    w, j, c = looks.wide, looks.jaw, looks.chin
+    cord, edge = mix(colour, (255, 255, 255), 0.5), mix(colour, (20, 30, 60), 0.35)
+    top = {"worn": 0.08, "nose": 0.43, "chin": 0.74}[wear]
+    low = {"worn": 1.08, "nose": 1.1, "chin": 1.22}[wear]
+    span = low - top
+    cheek = w * 0.97 if wear == "worn" else (w * 0.9 if wear == "nose" else j * 0.98)
+    half = [(0, top), (0.16, top + 0.02), (0.55 * cheek, top + 0.13 * span), (cheek, top + 0.2 * span),
+        (min(cheek, j * 1.12), top + 0.55 * span), (c * 1.35, low - 0.1 * span), (0.5 * c, low), (0, low)]
+    shape = both_sides(half)
+    for x in (-1, 1):
+        ear = (x * w * 1.06, -0.1)
+        canvas.stroke([(x * cheek * 0.97, top + 0.22 * span), (x * w * 1.0, 0.0), ear], cord, 0.038, taper=0)
+        foot = (x * min(cheek, j * 1.1) * 0.97, top + 0.58 * span)
+        canvas.stroke([foot, (x * w * 1.02, 0.4), (x * w * 1.08, 0.18)], cord, 0.038, taper=0)
+    canvas.fill(shape + np.array([0, 0.035]), (60, 25, 30), 0.22)
+    canvas.fill(shape, colour)
+    canvas.tint(shape, trim, 0.95, motif(kind, 0.24), fine=True)
+    canvas.tint(shape, edge, 0.6, lambda u, v: -0.5 * u * looks.light + 0.55 * (v - top - 0.55 * span) + 0.05)
+    for share in (0.34, 0.54, 0.74):
+        y, reach = top + share * span, cheek * (0.9 - 0.42 * max(share - 0.4, 0))
+        canvas.stroke([(-reach, y - 0.03), (0, y + 0.035), (reach, y - 0.03)], edge, 0.024, 0.5)
+    rim = [(x, y + 0.03) for x, y in half[:4]]
+    canvas.stroke([(-x, y) for x, y in rim[:0:-1]] + rim, trim, 0.035, 0.8)
+
+
+def _glasses(canvas: Canvas, looks: Looks) -> None:
+    if not looks.glasses:
+        return
+    cy = looks.eye_y + 0.02
+    for x in (-1, 1):
+        cx = x * looks.eye_x
+        box = [(cx - 0.24, cy - 0.14), (cx + 0.24, cy - 0.14), (cx + 0.22, cy + 0.17), (cx - 0.22, cy + 0.17)]
+        outer = oval(cx, cy, 0.235, 0.21) if looks.glasses == "round" else smooth(box)
+        inner = (outer - [cx, cy]) * 0.87 + [cx, cy]
+        canvas.fill(inner, (225, 240, 250), 0.16)
+        canvas.fill(np.vstack([outer, outer[:1], inner[:1], inner[::-1]]), looks.frame)
+        canvas.stroke([(cx + x * 0.22, cy - 0.05), (x * looks.wide * 1.02, cy - 0.07)],
+            looks.frame, 0.04, taper=0.1)
+        canvas.stroke([(cx - 0.1, cy + 0.06), (cx + 0.03, cy - 0.12)], (255, 255, 255), 0.03, 0.5)
+    reach = looks.eye_x - 0.22
+    canvas.stroke([(-reach, cy - 0.03), (0, cy - 0.07), (reach, cy - 0.03)], looks.frame, 0.035, taper=0)
+
+
+def _front_hair(canvas: Canvas, looks: Looks) -> None:
+    w, p, r, vol = looks.wide, looks.part, looks.recede, looks.volume
+    light, dark = mix(looks.hair, (255, 240, 230), 0.28), mix(looks.hair, (0, 0, 0), 0.3)
+    down = looks.length in ("long", "bob")
+    inner = {"swept": [(-0.5, -0.62 - r), (-0.34, -0.86), (-0.05, -0.72 - r / 2), (0.45, -0.56 - r)],
+        "centre": [(-0.5, -0.55), (-0.2, -0.76), (0, -0.96), (0.2, -0.76), (0.5, -0.55)],
+        "bangs": [(-0.5, -0.42 - r), (-0.2, -0.38 - r), (0.2, -0.37 - r), (0.5, -0.42 - r)],
+        "back": [(-0.5, -0.68 - r), (-0.2, -0.78 - r / 2), (0, -0.74), (0.2, -0.78 - r / 2),
+        (0.5, -0.68 - r)], "spiky": [(x, (-0.44 if i % 2 else -0.66) - r) for i,
+        x in enumerate(np.linspace(-0.5, 0.5, 7))]}[looks.front]
+    if looks.front == "swept" and p < 0:
+        inner = [(-x, y) for x, y in inner[::-1]]
+    inner = [(x * w / 0.75, max(y, -1.0)) for x, y in inner]
+    arc = [(w * 1.06, -0.5), (w * 0.95 * vol, -0.95), (w * 0.5, -1.22 * vol), (0, -1.29 * vol)]
+    arc += [(-x, y) for x, y in arc[-2::-1]]
+    if looks.front == "spiky":
+        arc = [(x * (1.06 if i % 2 else 0.98), y * (1.07 if i % 2 else 0.97)) for i, (x, y) in enumerate(arc)]
+    ends, sides = (w * 1.04, -0.05 - 0.5 * r), (w * 0.93, -0.08 - 0.5 * r)
+    temples = [(-w * 0.9, -0.42), *inner, (w * 0.9, -0.42)]
+    cap = smooth([ends, *arc, (-ends[0], ends[1]), (-sides[0], sides[1]), *temples, sides])
+    canvas.fill(cap + np.array([0, 0.035]), mix(looks.skin, (80, 30, 30), 0.6), 0.28)
+    canvas.fill(cap, looks.hair)
+    canvas.tint(cap, dark, 0.6, lambda u, v: -0.6 * u * looks.light + 0.35 + 0.5 * (v + 0.5))
+    if down:
+        end = 1.72 if looks.length == "long" else 0.78
+        for x in (-1, 1):
+            lock = [(0.7, -0.75), (1.05, -0.6), (1.2, 0.1), (1.26, end - 0.25), (1.08, end),
+                (0.93, end - 0.2), (0.98, 0.2), (0.9, -0.35)]
+            side = smooth([(x * w * a, b) for a, b in lock])
+            canvas.fill(side, looks.hair)
+            canvas.tint(side, dark, 0.55, lambda u, v: 0.1 + 0.35 * v - 0.5 * u * looks.light)
+            canvas.stroke([(x * w * 1.0, -0.4), (x * w * 1.11, 0.2), (x * w * 1.13, end - 0.3)],
+                light, 0.03, 0.5)
+    for k in range(5):
+        a = (k - 2) * 0.24 + 0.2 * looks.light
+        strand = mix(light, (235, 235, 238), min(looks.grey * 1.5, 1))
+        canvas.stroke([(a * 1.15, -0.86), (a * 0.9, -1.06), (a * 0.5, -1.18)], strand, 0.035, 0.45)
+# fmt: on
+
+
+def _lit(image: Image.Image, looks: Looks, rng: np.random.Generator) -> Image.Image:
+    pixels = np.asarray(image, np.float32)
+    height, width = pixels.shape[:2]
+    x, y = np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)
+    gain = 1 + 0.1 * looks.light * x[None, :] - 0.07 * (x[None, :] ** 2 + y[:, None] ** 2)
+    gain *= np.float32(1.03 + rng.normal(0, 0.05))
+    warm = looks.warmth + rng.normal(0, 0.012)
+    tone = np.array([1 + warm, 1.0, 1 - warm], np.float32)
+    grain = rng.standard_normal((height, width), dtype=np.float32)[:, :, None] * np.float32(rng.uniform(2, 5))
+    return Image.fromarray(np.clip(pixels * gain[:, :, None] * tone + grain, 0, 255).astype(np.uint8))

@@ -1,0 +1,1 @@
+"""Results leave: the report and the submission."""

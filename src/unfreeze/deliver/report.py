@@ -1,0 +1,197 @@
+"""A run folder in one HTML file that anyone can open: no network, no program, nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from unfreeze.core.errors import RunError, StorageError, listed
+from unfreeze.core.tables import FINDING_COLUMNS, probability_columns
+from unfreeze.deliver import sections
+from unfreeze.deliver.plots import bars, number, score, seconds, span
+from unfreeze.deliver.sections import Context, Material
+from unfreeze.deliver.thumbnails import thumbnails
+
+FORMAT = 1
+WEB = Path(__file__).parent / "web"
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.html` into a finished run folder and return its path.
+
+    The file is complete in itself, and it appears whole or not at all. RunError names what the folder
+    lacks, StorageError a folder that cannot be written.
+    """
+    page = render(read_run(run)).encode("utf-8", "replace")
+    target, temporary = run / "report.html", run / f".report.{os.getpid()}.tmp"
+    try:
+        temporary.write_bytes(page)
+        temporary.replace(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(f"{target}: the report cannot be written ({error.strerror or error}).") from None
+    return target
+
+
+def read_run(run: Path) -> Material:
+    """Everything the report is made of, checked. RunError names the file and what is wrong with it."""
+    if not run.is_dir():
+        raise RunError(f"{run}: no such run folder.")
+    info = _mapping(run / "run.json", "status", "classes", "root")
+    if info.get("format", FORMAT) != FORMAT:
+        raise RunError(f"{run}: written in run format {info['format']}, this version reads {FORMAT}; update unfreeze.")
+    if info["status"] != "finished":
+        raise RunError(f"{run}: the run is {info['status']}; finish it with the command that started it, then report.")
+    scores = _mapping(run / "scores.json", "out_of_fold", "folds")
+    if not scores["folds"]:
+        raise RunError(f"{run / 'scores.json'}: no folds in it; run the fit again.")
+    predicted = ("path", "fold", "label", *probability_columns([str(name) for name in info["classes"]]))
+    return Material(
+        name=Path(info["root"]).name or run.name,
+        info=info,
+        recipe=_text(run / "recipe.toml"),
+        photos=_table(run / "photos.parquet", "path", "label", "group", "unit", "split", "fold"),
+        oof=_table(run / "oof.parquet", *predicted),
+        scores=scores,
+        environment=_mapping(run / "environment.json"),
+        findings=_findings(run / "findings.json"),
+    )
+
+
+def render(material: Material) -> str:
+    """The report's HTML."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(WEB / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(score=score, span=span, number=number, glued=_glued)
+    script = environment.get_template("report_script.html").render()
+    return environment.get_template("report.html").render(
+        **_context(material),
+        css=(WEB / "static" / "unfreeze.css").read_text(encoding="utf-8"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+    )
+
+
+def _glued(text: str) -> str:
+    # A number stays on the line of the word it belongs to.
+    words = r"(\b(?:F1|accuracy|interval|macro|and|by|in|of)|[\d%]) (?=[.\d%]|F1|interval|photos?\b|groups?\b)"
+    return re.sub(words, "\\1\u00a0", text)
+
+
+def _context(material: Material) -> Context:
+    data, samples = sections.trained_on(material)
+    wrong, mistakes = sections.wrong(material)
+    return {
+        "name": material.name,
+        "info": material.info,
+        "created": str(material.environment.get("created", ""))[:10],
+        "ran": _ran(material),
+        "unseen": material.unseen,
+        "straddling": material.straddling,
+        "headline": sections.headline(material),
+        "data": data,
+        "folds": sections.folds(material),
+        "per_class": sections.per_class(material),
+        "confusion": sections.confusion(material, set(wrong["pairs"])),
+        "wrong": wrong,
+        "calibration": sections.calibration(material),
+        "repeat": _repeat(material),
+        "thumbs": thumbnails(material.root, [*samples, *mistakes]),
+    }
+
+
+def _ran(m: Material) -> str:
+    backbone = m.info.get("backbone_info", {}).get("title") or m.info.get("backbone", "")
+    return f"{str(m.info.get('strategy', '')).capitalize()} on {backbone}." if backbone else ""
+
+
+def _repeat(m: Material) -> Context:
+    # What the run cost, and all that is needed to do it again.
+    timings = {str(k): float(v) for k, v in m.environment.get("timings", {}).items() if k != "total"}
+    total = sum(timings.values())
+    finding = "How long the run took was not kept."
+    if total > 0:
+        longest = max(timings, key=lambda k: timings[k])
+        share = 100 * timings[longest] / total
+        finding = f"The run took {seconds(total)}, {share:.0f} % of it on {longest}; one command repeats it."
+    rows = [(k, v, seconds(v)) for k, v in timings.items()]
+    backbone = m.info.get("backbone_info", {})
+    facts = [
+        ("Strategy", m.info.get("strategy")),
+        ("Backbone", backbone.get("title") or m.info.get("backbone")),
+        ("Weights from", backbone.get("source")),
+        ("Licence of the weights", backbone.get("licence")),
+        ("Parameters", f"{backbone['parameters']:,}" if backbone.get("parameters") else None),
+        ("Input", f"{backbone['input_size']} px" if backbone.get("input_size") else None),
+        ("Views averaged", ", ".join(m.info.get("views", []))),
+        ("Engine", m.info.get("engine")),
+        ("Machine", m.environment.get("device")),
+        ("Seed", m.environment.get("seed")),
+        ("Code", m.environment.get("git")),
+        *(m.environment.get("versions") or {}).items(),
+    ]
+    return {
+        "finding": finding,
+        "plot": bars("timings", "Seconds spent on each stage", rows) if rows else "",
+        "command": m.info.get("command", ""),
+        "facts": [(name, value) for name, value in facts if value not in (None, "")],
+        "recipe": m.recipe,
+    }
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RunError(f"{file}: missing, so there is nothing to report; run the fit again.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{file}: cannot be read ({error}).") from None
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(_text(file))
+    except json.JSONDecodeError as error:
+        raise RunError(f"{file}: not valid JSON ({error}).") from None
+
+
+def _mapping(file: Path, *keys: str) -> dict[str, Any]:
+    value = _json(file)
+    if not isinstance(value, dict):
+        raise RunError(f"{file}: holds no mapping of names to values.")
+    missing = [key for key in keys if key not in value]
+    if missing:
+        raise RunError(f"{file}: lacks {listed(missing)}; it has {listed(value, 20)}.")
+    return value
+
+
+def _table(file: Path, *columns: str) -> pd.DataFrame:
+    try:
+        table = pd.read_parquet(file)
+    except FileNotFoundError:
+        raise RunError(f"{file}: missing, so there is nothing to report; run the fit again.") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file}: cannot be read as Parquet ({error}).") from None
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise RunError(f"{file}: lacks the column(s) {listed(missing)}; it has {listed(table.columns, 20)}.")
+    return table
+
+
+def _findings(file: Path) -> pd.DataFrame:
+    rows = _json(file) if file.exists() else []
+    return pd.DataFrame(rows, columns=list(FINDING_COLUMNS)).fillna("")

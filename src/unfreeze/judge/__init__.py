@@ -1,0 +1,1 @@
+"""Arrays in, tables out: pure functions, no torch, no files."""

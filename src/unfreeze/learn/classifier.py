@@ -1,0 +1,109 @@
+"""What a run leaves behind: its heads blended, the same preprocessing, predictions for new photos."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from unfreeze.core.errors import BackboneError, RunError, SourceError
+from unfreeze.core.progress import Reporter
+from unfreeze.core.runs import Run, open_run
+from unfreeze.core.tables import Photos, probability_columns
+from unfreeze.data.listing import list_images
+from unfreeze.data.looks import look
+from unfreeze.learn.crossval import graph_of
+from unfreeze.learn.features import compute_features
+from unfreeze.learn.heads import LinearHead, predict_folds
+from unfreeze.model.engines import Graph
+
+TTA = {"plain": ("plain",), "flip": ("plain", "flip")}
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A finished run, ready to predict. Class order and preprocessing are the run's; nothing is chosen anew."""
+
+    run: Run
+    heads: tuple[LinearHead, ...]
+    graph: Graph
+
+    @classmethod
+    def load(cls, run: str | Path | Run) -> Classifier:
+        """From a run or its folder. RunError if it is unfinished, damaged, or its parts do not fit together."""
+        run = run if isinstance(run, Run) else open_run(run)
+        heads = tuple(LinearHead.load(path)[0] for path in run.head_files())
+        width = sum(int(w) for _, w in run.info.get("blocks", []))
+        for path, head in zip(run.head_files(), heads, strict=True):
+            if head.weight.shape != (width, len(run.classes)) or head.bias.shape != (len(run.classes),):
+                raise RunError(
+                    f"{path}: a head for {head.weight.shape[0]} features and {head.weight.shape[-1]} classes does not fit "
+                    f"this run of {width} and {len(run.classes)}; fit the run again with --force."
+                )
+        try:
+            return cls(run, heads, graph_of(run.recipe))
+        except BackboneError as error:
+            raise RunError(f"{run.path}: its backbone cannot be used here: {error}") from None
+
+    def predict(
+        self,
+        images: str | Path | Sequence[str | Path] | pd.DataFrame,
+        *,
+        tta: str | None = None,
+        reporter: Reporter | None = None,
+    ) -> pd.DataFrame:
+        """Predictions, one row an image in the order given: path, label, p_<class> (the folds' mean), error.
+
+        images: a folder (all its photos, sorted), one file, a list of files, or a table with a `path` column.
+        tta: 'plain' or 'flip' (mean over the photo and its mirror image); by default the views the run was trained with.
+        A photo that cannot be read is a row with `error` set, label None and probabilities NaN; it is never dropped.
+        """
+        reporter = reporter or Reporter()
+        if tta is not None and tta not in TTA:
+            raise SourceError(f"--tta {tta}: known are {', '.join(TTA)}.")
+        root, paths = _listed(images)
+        table = pd.DataFrame({"path": paths, "label": self.run.classes[0], "group": paths, "split": "test"})
+        photos = Photos(table, root, self.run.classes, tuple(self.run.info["answers"]), (), "images", "")
+        limit = int(self.run.recipe.image.max_megapixels * 1e6)
+        looks = look(photos, limit, reporter)
+        views = TTA[tta] if tta else self.run.recipe.probe.views
+        features = compute_features(
+            photos.files(),
+            looks.keys,
+            looks.readable,
+            self.graph,
+            views,
+            self.run.recipe.engine,
+            limit,
+            reporter,
+        )
+        problems = dict(enumerate(looks.problem)) | features.failed
+        good = np.array([i for i in range(len(paths)) if not problems[i]], np.int64)
+        probabilities = np.full((len(paths), len(self.run.classes)), np.nan)
+        if len(good):
+            probabilities[good] = predict_folds(features, list(self.heads), good)
+        best = [self.run.classes[i] for i in np.nan_to_num(probabilities, nan=-1).argmax(1)]
+        head = pd.DataFrame({"path": paths, "label": [None if problems[i] else best[i] for i in range(len(paths))]})
+        columns = pd.DataFrame(probabilities, columns=probability_columns(self.run.classes))
+        return pd.concat([head, columns, pd.Series([problems[i] for i in range(len(paths))], name="error")], axis=1)
+
+
+def load(run: str | Path | Run) -> Classifier:
+    """The classifier that a finished run left behind."""
+    return Classifier.load(run)
+
+
+def _listed(images: str | Path | Sequence[str | Path] | pd.DataFrame) -> tuple[Path, list[str]]:
+    """Root and relative paths of what is to be predicted."""
+    if isinstance(images, pd.DataFrame):
+        if "path" not in images.columns:
+            raise SourceError(
+                f"the table to predict has no column 'path'; it has {', '.join(map(str, images.columns))}."
+            )
+        images = images["path"].astype(str).tolist()
+    if isinstance(images, str | Path):
+        return list_images(Path(images))
+    return Path(), [str(path) for path in images]

@@ -1,0 +1,307 @@
+"""fit(): photos and a recipe -> out-of-fold predictions, scores and heads in a run folder. Reads top to bottom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from unfreeze.core import runs
+from unfreeze.core.cache import fingerprint
+from unfreeze.core.errors import FoldError, RunError, listed
+from unfreeze.core.files import write_json
+from unfreeze.core.progress import Reporter
+from unfreeze.core.recipe import Recipe
+from unfreeze.core.runs import Run, default_folder
+from unfreeze.core.tables import Finding, Photos, probability_columns
+from unfreeze.data.checks import run_checks
+from unfreeze.data.folds import make_folds
+from unfreeze.data.looks import Looks
+from unfreeze.judge.metrics import confusion_matrix, macro_f1, out_of_fold_scores
+from unfreeze.learn.environment import environment
+from unfreeze.learn.features import Features, compute_features
+from unfreeze.learn.heads import LinearHead, fit_folds, predict_folds
+from unfreeze.model.backbones import find_backbone
+from unfreeze.model.engines import Graph
+from unfreeze.model.stages import Taps
+
+Labels = NDArray[np.int64]
+
+
+def graph_of(recipe: Recipe) -> Graph:
+    """The frozen network that a recipe asks for: backbone, preprocessing, blocks."""
+    backbone = find_backbone(recipe.backbone)
+    taps = Taps.parse(recipe.probe.stages, recipe.probe.grid)
+    return Graph(backbone, backbone.preprocessing.resolved(recipe.image.size, recipe.image.crop), taps)
+
+
+def fit(
+    photos: Photos,
+    recipe: Recipe | None = None,
+    run: str | Path | None = None,
+    *,
+    force: bool = False,
+    compare_random: bool = False,
+    command: str = "",
+    reporter: Reporter | None = None,
+    timings: dict[str, float] | None = None,
+) -> Run:
+    """Cross-validates the recipe on the photos and leaves a finished run folder.
+
+    run: the folder; by default runs/<source>-<strategy>-<mark of the recipe>. An unfinished run of the same recipe
+        is taken up where it was left.
+    compare_random: also score a split photo by photo, to show what it would have promised.
+    Raises RunError, FoldError, SourceError, BackboneError, EngineError or StorageError; each says what to do.
+    """
+    recipe, reporter = recipe or Recipe(), reporter or Reporter()
+    graph, spent = graph_of(recipe), dict(timings or {})
+    folder = Path(run) if run else default_folder(recipe)
+    with runs.begin(folder, recipe, photos, command or f"unfreeze fit {recipe.source.path} --run {folder}", force):
+        with _clock(spent, "look"):
+            photos, looks = run_checks(photos, int(recipe.image.max_megapixels * 1e6), reporter)
+        with _clock(spent, "folds"):
+            labels = _labels(photos)
+            units = photos.table["unit"].to_numpy(np.int64)
+            folds, findings = _folds(photos, looks, labels, units, recipe, by_group=recipe.folds.by_group)
+            photos = photos.with_table(photos.table.assign(fold=folds), *findings)
+            for finding in photos.findings:
+                if finding.severity != "info":
+                    reporter.say(
+                        f"{finding.severity.capitalize()}: {finding.path and finding.path + ': '}{finding.message}."
+                    )
+        with _clock(spent, "features"):
+            features = compute_features(
+                photos.files(),
+                looks.keys,
+                looks.readable,
+                graph,
+                recipe.probe.views,
+                recipe.engine,
+                int(recipe.image.max_megapixels * 1e6),
+                reporter,
+            )
+            photos, folds = _without_failed(photos, features, folds)
+        identity = _identity(photos, graph, recipe, folds)
+        with _clock(spent, "heads"):
+            heads = _heads(folder, features, labels, units, folds, photos, recipe, identity, reporter)
+        with _clock(spent, "judge"):
+            inside = np.flatnonzero(folds >= 0)
+            proba = np.full((len(photos), len(photos.classes)), np.nan)
+            for k, head in enumerate(heads):
+                rows = np.flatnonzero(folds == k)
+                proba[rows] = predict_folds(features, [head], rows)
+            predictions = _predictions(photos, folds, proba, inside)
+            oof = out_of_fold_scores(labels[inside], proba[inside], units[inside], photos.classes, seed=recipe.seed)
+            scores: dict[str, Any] = {k: oof[k] for k in ("accuracy", "macro_f1", "log_loss")}
+            scores |= {"out_of_fold": oof, "folds": _fold_rows(labels, units, folds, proba, heads)}
+            held = np.flatnonzero((photos.table["split"] == "test").to_numpy() & _usable(photos, looks, features))
+            if len(held):
+                blended = predict_folds(features, heads, held)
+                test = np.full_like(proba, np.nan)
+                test[held] = blended
+                runs.save_table(folder / "test.parquet", _predictions(photos, folds, test, held))
+                scores["test"] = out_of_fold_scores(
+                    labels[held], blended, units[held], photos.classes, seed=recipe.seed
+                )
+        if compare_random:
+            with _clock(spent, "random split"):
+                scores["random_split"] = _random_split(photos, looks, features, labels, recipe, graph, folder, folds)
+        runs.save_table(folder / "photos.parquet", photos.table)
+        runs.save_findings(folder, photos.findings)
+        runs.save_table(folder / "oof.parquet", predictions)
+        write_json(folder / "scores.json", scores)
+        write_json(folder / "environment.json", environment(recipe.seed, spent))
+        _remove_scratch(folder)
+        return runs.finish(
+            folder,
+            backbone_info=graph.backbone.describe(),
+            views=list(recipe.probe.views),
+            blocks=[list(b) for b in features.blocks],
+            engine=features.engine,
+            identity=identity,
+        )
+
+
+def _labels(photos: Photos) -> Labels:
+    number = {name: i for i, name in enumerate(photos.classes)}
+    return photos.table["label"].map(number).to_numpy(np.int64)
+
+
+def _folds(
+    photos: Photos, looks: Looks, labels: Labels, units: Labels, recipe: Recipe, by_group: bool
+) -> tuple[Labels, list[Finding]]:
+    """Fold of each photo, -1 for test rows and photos that cannot be read."""
+    inside = np.flatnonzero((photos.table["split"] == "train").to_numpy() & looks.readable)
+    if not len(inside):
+        raise FoldError("no training photo can be read; `unfreeze check` names the reasons.")
+    present = np.unique(labels[inside])
+    if len(present) < 2:
+        raise FoldError(
+            f"only class '{photos.classes[present[0]]}' has training photos that can be read; two are needed."
+        )
+    given = photos.table["group"].to_numpy()[inside]
+    groups = (units[inside] if recipe.folds.join_duplicates else given) if by_group else inside
+    found, findings = make_folds(labels[inside], groups, recipe.folds.count, recipe.seed, photos.classes)
+    folds = np.full(len(photos), -1, np.int64)
+    folds[inside] = found
+    absent = [photos.classes[c] for c in sorted(set(range(len(photos.classes))) - set(present.tolist()))]
+    if absent:
+        findings.append(
+            Finding(
+                "class-without-photos",
+                "warning",
+                f"no training photo of {listed(absent)}: never predicted",
+                "add some",
+            )
+        )
+    return folds, findings
+
+
+def _usable(photos: Photos, looks: Looks, features: Features) -> NDArray[np.bool_]:
+    usable = looks.readable.copy()
+    usable[list(features.failed)] = False
+    return usable
+
+
+def _without_failed(photos: Photos, features: Features, folds: Labels) -> tuple[Photos, Labels]:
+    """Photos that failed after their first look leave their fold, with a finding."""
+    if not features.failed:
+        return photos, folds
+    folds = folds.copy()
+    folds[list(features.failed)] = -1
+    paths = photos.table["path"]
+    findings = [
+        Finding("unreadable", "warning", why, "mend or remove the file; it is left out of training", str(paths[i]))
+        for i, why in features.failed.items()
+    ]
+    return photos.with_table(photos.table.assign(fold=folds), *findings), folds
+
+
+def _identity(photos: Photos, graph: Graph, recipe: Recipe, folds: Labels) -> str:
+    """Names features, order and folds: what a head or rotation was fitted on."""
+    rows = [[h, int(f)] for h, f in zip(photos.table["hash"], folds, strict=True)]
+    return fingerprint([graph.key(), graph.preprocessing.crop, recipe.probe.views, rows])
+
+
+def _heads(
+    folder: Path,
+    features: Features,
+    labels: Labels,
+    units: Labels,
+    folds: Labels,
+    photos: Photos,
+    recipe: Recipe,
+    identity: str,
+    reporter: Reporter,
+) -> list[LinearHead]:
+    """A head for each fold; those that an interrupted run has left are taken, the others fitted and kept at once."""
+    mark = fingerprint([identity, labels.tolist(), recipe.probe.model_dump(mode="json"), recipe.seed])
+    heads: dict[int, LinearHead] = {}
+    for k in range(recipe.folds.count):
+        try:
+            head, whose = LinearHead.load(folder / f"fold-{k}" / "head.safetensors")
+        except RunError:
+            continue
+        if whose == mark:
+            heads[k] = head
+    todo = [k for k in range(recipe.folds.count) if k not in heads]
+    classes = len(photos.classes)
+    fitted = fit_folds(
+        features,
+        labels,
+        units,
+        folds,
+        classes,
+        recipe.probe,
+        recipe.seed,
+        identity,
+        folder / "scratch",
+        todo,
+        reporter,
+    )
+    for k, head in fitted:
+        head.save(folder / f"fold-{k}" / "head.safetensors", mark)
+        heads[k] = head
+    return [heads[k] for k in range(recipe.folds.count)]
+
+
+def _predictions(photos: Photos, folds: Labels, proba: NDArray[np.float64], rows: Labels) -> pd.DataFrame:
+    table = photos.table.loc[rows, ["path", "label"]].assign(fold=folds[rows])[["path", "fold", "label"]]
+    columns = pd.DataFrame(proba[rows], columns=probability_columns(photos.classes), index=table.index)
+    return pd.concat([table, columns], axis=1).reset_index(drop=True)
+
+
+def _fold_rows(
+    labels: Labels, units: Labels, folds: Labels, proba: NDArray[np.float64], heads: list[LinearHead]
+) -> list[dict[str, Any]]:
+    out = []
+    for k, head in enumerate(heads):
+        rows = np.flatnonzero(folds == k)
+        confusion = confusion_matrix(labels[rows], proba[rows].argmax(1), proba.shape[1])
+        out.append(
+            {
+                "fold": k,
+                "photos": len(rows),
+                "groups": len(np.unique(units[rows])),
+                "accuracy": float(np.trace(confusion) / len(rows)),
+                "macro_f1": float(macro_f1(confusion)),
+                "strength": head.strength,
+            }
+        )
+    return out
+
+
+def _random_split(
+    photos: Photos,
+    looks: Looks,
+    features: Features,
+    labels: Labels,
+    recipe: Recipe,
+    graph: Graph,
+    folder: Path,
+    safe: Labels,
+) -> dict[str, Any]:
+    """What a split photo by photo would have told, from the same features: for comparison only."""
+    alone = np.arange(len(photos), dtype=np.int64)
+    folds, _ = _folds(photos, looks, labels, alone, recipe, by_group=False)
+    folds[safe < 0] = -1
+    identity = _identity(photos, graph, recipe, folds)
+    proba = np.zeros((len(photos), len(photos.classes)))
+    fitted = fit_folds(
+        features,
+        labels,
+        alone,
+        folds,
+        len(photos.classes),
+        recipe.probe,
+        recipe.seed,
+        identity,
+        folder / "scratch",
+    )
+    for k, head in fitted:
+        rows = np.flatnonzero(folds == k)
+        proba[rows] = predict_folds(features, [head], rows)
+    rows = np.flatnonzero(folds >= 0)
+    scores = out_of_fold_scores(labels[rows], proba[rows], alone[rows], photos.classes, seed=recipe.seed)
+    return {name: scores[name] for name in ("accuracy", "macro_f1", "log_loss")}
+
+
+def _remove_scratch(folder: Path) -> None:
+    scratch = folder / "scratch"
+    if scratch.is_dir():
+        for file in scratch.glob("coordinates-*.npy"):
+            file.unlink()
+        scratch.rmdir()
+
+
+@contextmanager
+def _clock(spent: dict[str, float], what: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    spent[what] = round(time.perf_counter() - started, 3)

@@ -1,0 +1,221 @@
+"""Features of photos: the frozen network's blocks, computed once for each content and kept on disk as float16."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unfreeze.core.cache import RowStore, cache_root, content_key, fingerprint
+from unfreeze.core.errors import PhotoError
+from unfreeze.core.progress import Reporter
+from unfreeze.core.work import in_threads
+from unfreeze.data.images import Pixels, load_square, read_bytes
+from unfreeze.model.backbones import Preprocessing
+from unfreeze.model.engines import BATCH, Engine, Graph, open_engine, recorded_engine
+
+# A new version number makes every feature be computed again: decoding or pooling changed.
+_VERSION = 1
+_FLUSH = 1024
+_SAMPLE = 4 * BATCH
+_HALF_MAX = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features on disk, read in pieces. `width` columns a photo, `blocks` names and widths in their order.
+
+    failed: index of a photo -> why it has no features, although its first look was fine.
+    engine: name of the engine that serves this table ('cache' if nothing had to be computed).
+    """
+
+    stores: tuple[RowStore, ...]
+    places: tuple[NDArray[np.int64], ...]
+    blocks: tuple[tuple[str, int], ...]
+    failed: dict[int, str]
+    engine: str
+
+    @property
+    def width(self) -> int:
+        """Number of features of a photo, all blocks together."""
+        return sum(width for _, width in self.blocks)
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Features of the photos `rows`, float32 (len(rows), width), averaged over the views."""
+        total = np.zeros((len(rows), self.width), np.float32)
+        for store, places in zip(self.stores, self.places, strict=True):
+            total += store.take(places[rows])
+        return total / len(self.stores)
+
+    def forget_pages(self) -> None:
+        """Gives back the memory of pages read so far; see RowStore."""
+        for store in self.stores:
+            store.forget_pages()
+
+
+def compute_features(
+    files: list[Path],
+    keys: NDArray[np.uint64],
+    readable: NDArray[np.bool_],
+    graph: Graph,
+    views: tuple[str, ...],
+    wish: str = "auto",
+    max_pixels: int = 178_000_000,
+    reporter: Reporter | None = None,
+) -> Features:
+    """Features of every readable photo, from the cache where its content was seen before.
+
+    files, keys, readable: (n,), from the first look. views: 'plain' and 'flip' (mirrored left to right).
+    Interrupted, it keeps what is computed, and the next call goes on from there.
+    """
+    reporter = reporter or Reporter()
+    recorded = recorded_engine(graph, wish)
+    if recorded:
+        for precision in dict.fromkeys((recorded.precision, "f32")):
+            stores = _stores(graph, views, precision, recorded.blocks, reporter)
+            places = tuple(store.find(keys) for store in stores)
+            if all((p[readable, 0] >= 0).all() for p in places):
+                return Features(stores, places, recorded.blocks, {}, "cache")
+    engine, failed = _open(files, keys, readable, graph, wish, max_pixels, reporter)
+    stores = _stores(graph, views, engine.precision, engine.blocks, reporter)
+    lacking = readable & np.any([store.find(keys)[:, 0] < 0 for store in stores], axis=0)
+    # Two photos of one content are computed once.
+    _, first = np.unique(keys[lacking], axis=0, return_index=True)
+    todo = np.sort(np.flatnonzero(lacking)[first])
+    _run(files, keys, todo, graph.preprocessing, engine, stores, views, failed, max_pixels, reporter)
+    places = tuple(store.find(keys) for store in stores)
+    for i in np.flatnonzero(readable & (places[0][:, 0] < 0)):
+        failed.setdefault(int(i), "its content changed while it was read")
+    return Features(stores, places, engine.blocks, failed, engine.name)
+
+
+def _stores(
+    graph: Graph,
+    views: tuple[str, ...],
+    precision: str,
+    blocks: tuple[tuple[str, int], ...],
+    reporter: Reporter,
+) -> tuple[RowStore, ...]:
+    width = sum(w for _, w in blocks)
+    stores = []
+    for view in views:
+        about: dict[str, Any] = {
+            "what": "features",
+            **graph.key(),
+            "crop": graph.preprocessing.crop,
+            "view": view,
+            "precision": precision,
+            "version": _VERSION,
+        }
+        folder = cache_root() / "features" / fingerprint(about)
+        stores.append(
+            RowStore(
+                folder,
+                np.float16,
+                (width,),
+                {**about, "blocks": blocks, "bytes_a_photo": 2 * width},
+                reporter,
+            )
+        )
+    return tuple(stores)
+
+
+def _open(
+    files: list[Path],
+    keys: NDArray[np.uint64],
+    readable: NDArray[np.bool_],
+    graph: Graph,
+    wish: str,
+    max_pixels: int,
+    reporter: Reporter,
+) -> tuple[Engine, dict[int, str]]:
+    """The engine, chosen on the user's first photos; and those of them that failed to decode."""
+    sample: list[Pixels] = []
+    failed: dict[int, str] = {}
+    for i in np.flatnonzero(readable):
+        pixels = _load(files[i], keys[i], graph.preprocessing, max_pixels)
+        if isinstance(pixels, str):
+            failed[int(i)] = pixels
+        else:
+            sample.append(pixels)
+        if len(sample) == _SAMPLE:
+            break
+    if not sample:
+        sample = [np.zeros((graph.preprocessing.size, graph.preprocessing.size, 3), np.uint8)]
+    return open_engine(graph, np.stack(sample), wish, reporter), failed
+
+
+def _load(file: Path, key: NDArray[np.uint64], preprocessing: Preprocessing, max_pixels: int) -> Pixels | str:
+    """Pixels, or the reason why there are none: one bad photo must not end a run of thousands."""
+    try:
+        data = read_bytes(file)
+        if content_key(data) != (int(key[0]), int(key[1])):
+            return "its content changed while it was read"
+        return load_square(data, preprocessing.size, preprocessing.crop, max_pixels, file)
+    except PhotoError as error:
+        return error.reason
+
+
+def _run(
+    files: list[Path],
+    keys: NDArray[np.uint64],
+    todo: NDArray[np.int64],
+    preprocessing: Preprocessing,
+    engine: Engine,
+    stores: tuple[RowStore, ...],
+    views: tuple[str, ...],
+    failed: dict[int, str],
+    max_pixels: int,
+    reporter: Reporter,
+) -> None:
+    """Decoding threads feed the engine's requests; rows are written every _FLUSH photos and on interruption."""
+    sent: list[list[int]] = []  # photos of the batches on their way, in order
+
+    def batches(advance: Any) -> Iterator[Pixels]:
+        waiting: list[tuple[int, Pixels]] = []
+
+        def send() -> Iterator[Pixels]:
+            pixels = np.stack([p for _, p in waiting])
+            sent.append([i for i, _ in waiting])
+            waiting.clear()
+            for view in views:
+                yield pixels if view == "plain" else pixels[:, :, ::-1]
+
+        loaded = in_threads(lambda i: _load(files[i], keys[i], preprocessing, max_pixels), todo.tolist())
+        for i, pixels in zip(todo.tolist(), loaded, strict=True):
+            advance(1)
+            if isinstance(pixels, str):
+                failed[i] = pixels
+                continue
+            waiting.append((i, pixels))
+            if len(waiting) == BATCH:
+                yield from send()
+        if waiting:
+            yield from send()
+
+    done: list[int] = []
+    rows: list[list[NDArray[np.float16]]] = [[] for _ in views]
+
+    def flush() -> None:
+        whole = len(done)
+        for store, parts in zip(stores, rows, strict=True):
+            if whole:
+                store.append(keys[done], np.concatenate(parts)[:whole])
+            parts.clear()
+        done.clear()
+
+    with reporter.bar("Computing features", len(todo)) as advance:
+        try:
+            for number, features in enumerate(engine.run(batches(advance))):
+                view = number % len(views)
+                rows[view].append(np.clip(features, -_HALF_MAX, _HALF_MAX).astype(np.float16))
+                if view == len(views) - 1:
+                    done.extend(sent.pop(0))
+                    if len(done) >= _FLUSH:
+                        flush()
+        finally:
+            flush()

@@ -1,0 +1,207 @@
+"""Linear heads on frozen features: all folds, and a grid of penalties chosen inside each training fold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from threadpoolctl import threadpool_limits
+
+from unfreeze.core.errors import RunError
+from unfreeze.core.files import write_whole
+from unfreeze.core.progress import Reporter
+from unfreeze.core.recipe import Probe
+from unfreeze.core.work import cores, in_threads
+from unfreeze.learn.features import Features
+from unfreeze.learn.rotation import Moments, Rotation, moments, pieces_of, rotate, signed_root
+from unfreeze.learn.softmax import fit_softmax
+
+F32 = NDArray[np.float32]
+# Two inner validation folds settle the penalty as well as four did, at half the price (benchmarks/results/inner-folds.csv).
+_INNER = 2
+_TOLERANCE = 3e-3
+_PIECE = 4096
+_BATCH_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """A fitted head as one linear map on the signed root of the features.
+
+    weight: float32 (D, C). bias: float32 (C,). strength: the chosen inverse penalty.
+    """
+
+    weight: F32
+    bias: F32
+    strength: float
+
+    def logits(self, features: F32) -> F32:
+        """float32 (n, C) of float32 (n, D) features, as `Features.read` gives them."""
+        return signed_root(features.copy()) @ self.weight + self.bias
+
+    def save(self, path: Path, identity: str) -> None:
+        """Writes safetensors whole; `identity` says what it was fitted on."""
+        tensors = {"weight": self.weight, "bias": self.bias}
+        metadata = {"identity": identity, "strength": repr(self.strength)}
+        write_whole(path, lambda p: save_file(tensors, p, metadata))
+
+    @classmethod
+    def load(cls, path: Path) -> tuple[LinearHead, str]:
+        """The head and its identity. RunError if the file is absent or damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            tensors = load_file(path)
+            with safe_open(path, "numpy") as file:
+                metadata = file.metadata() or {}
+            head = cls(tensors["weight"], tensors["bias"], float(metadata["strength"]))
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise RunError(f"{path}: cannot be read as a head ({error}); fit the run again with --force.") from None
+        return head, metadata.get("identity", "")
+
+
+def softmax(logits: F32) -> NDArray[np.float64]:
+    """Probabilities float64 (n, C); rows sum to 1."""
+    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+    np.exp(shifted, out=shifted)
+    return shifted / shifted.sum(1, keepdims=True)
+
+
+def fit_folds(
+    features: Features,
+    labels: NDArray[np.int64],
+    units: NDArray[np.int64],
+    folds: NDArray[np.int64],
+    classes: int,
+    probe: Probe,
+    seed: int,
+    identity: str,
+    scratch: Path,
+    only: list[int] | None = None,
+    reporter: Reporter | None = None,
+) -> Iterator[tuple[int, LinearHead]]:
+    """A head for each fold (or each of `only`), trained on all other folds; yields (fold, head) in order.
+
+    labels: int (n,). units: int (n,), the groups that stay together. folds: int (n,), -1 for rows that take no part.
+    The strength of each fold's head is the one with the least log loss on group-safe inner splits of its training
+    rows; the outer fold has no part in it. identity: names the features and folds, for the rotation's cache.
+    """
+    count = int(folds.max()) + 1
+    todo = list(range(count)) if only is None else only
+    if not todo:
+        return
+    statistics = moments(features, folds, count)
+    workers = min(cores(), len(todo))
+
+    def one(fold: int) -> tuple[int, LinearHead]:
+        return fold, _fit_fold(
+            features, labels, units, folds, fold, classes, probe, seed, identity, scratch, statistics
+        )
+
+    # Folds side by side with one BLAS thread each: an eigendecomposition gains little from threads of its own and
+    # crawls when another program holds a core.
+    with (
+        threadpool_limits(max(1, cores() // workers), user_api="blas"),
+        (reporter or Reporter()).bar("Fitting heads", len(todo)) as advance,
+    ):
+        for result in in_threads(one, todo, workers, ahead=workers):
+            advance(1)
+            yield result
+
+
+def _fit_fold(
+    features: Features,
+    labels: NDArray[np.int64],
+    units: NDArray[np.int64],
+    folds: NDArray[np.int64],
+    fold: int,
+    classes: int,
+    probe: Probe,
+    seed: int,
+    identity: str,
+    scratch: Path,
+    statistics: Moments,
+) -> LinearHead:
+    rotation = rotate(features, statistics, folds, fold, seed, identity, scratch)
+    splits = inner_splits(rotation.train, units, folds, seed)
+    losses = np.zeros(len(probe.strengths))
+    for train, valid in splits:
+        weight, bias = _solve(rotation, labels, train, probe.strengths, classes, probe.class_weight)
+        for s in range(len(probe.strengths)):
+            logits = rotation.coordinates[valid] @ weight[s] + bias[s]
+            chosen = softmax(logits)[np.arange(len(valid)), labels[valid]]
+            losses[s] -= np.log(np.maximum(chosen, 1e-15)).mean()
+    best = probe.strengths[int(losses.argmin())]
+    weight, bias = _solve(rotation, labels, rotation.train, (best,), classes, probe.class_weight)
+    return LinearHead(*rotation.unfold(features, weight[0], bias[0]), strength=best)
+
+
+def inner_splits(
+    train: NDArray[np.int64], units: NDArray[np.int64], folds: NDArray[np.int64], seed: int
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Group-safe (training rows, validation rows) inside a training part.
+
+    With three outer folds or more, the other outer folds take turns; with two, groups are halved by the seed.
+    """
+    inside = np.unique(folds[train])
+    if len(inside) >= 2:
+        turns = inside[[-1, 0][:_INNER]]
+        return [(train[folds[train] != turn], train[folds[train] == turn]) for turn in turns]
+    groups = np.random.default_rng(seed).permutation(np.unique(units[train]))
+    first = np.isin(units[train], groups[: len(groups) // 2])
+    return [(train[first], train[~first]), (train[~first], train[first])]
+
+
+def _solve(
+    rotation: Rotation,
+    labels: NDArray[np.int64],
+    train: NDArray[np.int64],
+    strengths: tuple[float, ...],
+    classes: int,
+    power: float,
+) -> tuple[F32, F32]:
+    """Weights (S, r, C) and biases (S, C) for each strength, in batches that fit the memory."""
+    r = rotation.coordinates.shape[1]
+    at_once = max(1, int(_BATCH_BYTES // (4 * 18 * (r + 1) * classes)))
+    own = labels[train]
+    counts = np.maximum(np.bincount(own, minlength=classes), 1).astype(np.float64)
+    row = counts[own] ** -power
+    row = (row / row.sum()).astype(np.float32)
+
+    # Coordinates in memory are gathered once; those in a file are gathered anew in each pass.
+    inside = rotation.coordinates[train] if rotation.coordinates.nbytes <= _BATCH_BYTES else None
+
+    def pieces() -> Iterator[tuple[slice, F32]]:
+        for start in range(0, len(train), _PIECE):
+            part = slice(start, min(start + _PIECE, len(train)))
+            yield part, rotation.coordinates[train[part]] if inside is None else inside[part]
+
+    weights, biases = [], []
+    for start in range(0, len(strengths), at_once):
+        some = np.array(strengths[start : start + at_once])
+        solution = fit_softmax(
+            pieces,
+            own,
+            np.broadcast_to(row, (len(some), len(train))),
+            1 / (some * len(train)),
+            rotation.scale,
+            classes,
+            tolerance=_TOLERANCE,
+        )
+        weights.append(solution.weight)
+        biases.append(solution.bias)
+    return np.concatenate(weights), np.concatenate(biases)
+
+
+def predict_folds(features: Features, heads: list[LinearHead], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Probabilities float64 (len(rows), C): the mean over the heads' probabilities."""
+    parts = []
+    for piece in pieces_of(rows):
+        x = features.read(piece)
+        parts.append(np.mean([softmax(head.logits(x)) for head in heads], axis=0))
+    features.forget_pages()
+    return np.concatenate(parts) if parts else np.zeros((0, len(heads[0].bias)))

@@ -1,0 +1,159 @@
+"""Many multinomial logistic regressions at once: batched L-BFGS over problems that share their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+# (rows from..to, their inputs float32 (m, r)); called once a pass over the data, so that rows may lie on disk.
+Pieces = Callable[[], Iterator[tuple[slice, F32]]]
+
+_MEMORY = 8
+_ARMIJO = 1e-4
+
+
+@dataclass(frozen=True)
+class Solution:
+    """weight: float32 (P, r, C); bias: float32 (P, C); loss: float64 (P,); iterations: data passes used."""
+
+    weight: F32
+    bias: F32
+    loss: NDArray[np.float64]
+    iterations: int
+
+
+def fit_softmax(
+    pieces: Pieces,
+    labels: NDArray[np.int64],
+    weights: F32,
+    penalty: NDArray[np.floating],
+    scale: F32,
+    classes: int,
+    *,
+    tolerance: float = 1e-3,
+    max_passes: int = 200,
+    start: tuple[F32, F32] | None = None,
+) -> Solution:
+    """Minimises, for each problem p, sum_i weights[p, i] * CE(labels[i], x_i W_p + b_p) + penalty[p] / 2 * |W_p|^2.
+
+    weights: (P, n), each row sums to 1; a row of weight 0 takes no part. scale: (r,) mean square of each input
+    column over training rows; it preconditions (the inputs are rotated, so that the Hessian is nearly
+    diagonal) and does not change the solution. Stops a problem when its gradient, in preconditioned
+    coordinates, is `tolerance` times that at zero. L-BFGS: Nocedal & Wright 2006, algorithm 7.4, with
+    Armijo backtracking; each problem has its own step, and problems that are done leave the batch.
+    start: (weight, bias) to begin from. Deterministic.
+    """
+    problems, r, c = len(penalty), len(scale), classes
+    penalty = np.asarray(penalty, np.float32)
+    curve = 0.5 * (1 - 1 / c) / max(c / 2, 1)  # typical p (1 - p) of a softmax part
+    shrink = 1 / np.sqrt(curve * scale[None, :] + penalty[:, None])  # (P, r): W = shrink * V
+    shrink_bias = np.float32(1 / np.sqrt(curve))
+    v = np.zeros((problems, r * c + c), np.float32)
+    if start is not None:
+        v[:, : r * c] = (start[0] / shrink[:, :, None]).reshape(problems, -1)
+        v[:, r * c :] = start[1] / shrink_bias
+
+    def evaluate(point: F32, which: NDArray[np.int64]) -> tuple[NDArray[np.float64], F32]:
+        k = len(which)
+        matrix = point[:, : r * c].reshape(k, r, c) * shrink[which][:, :, None]
+        bias = point[:, r * c :] * shrink_bias
+        side_by_side = np.ascontiguousarray(matrix.transpose(1, 0, 2)).reshape(r, k * c)
+        loss, slope = np.zeros(k), np.zeros((r, k * c), np.float32)
+        slope_bias = np.zeros((k, c), np.float32)
+        for rows, inputs in pieces():
+            w = weights[which, rows].T  # (m, k)
+            logits = (inputs @ side_by_side).reshape(-1, k, c) + bias
+            logits -= logits.max(2, keepdims=True)
+            own = np.take_along_axis(logits, labels[rows][:, None, None], 2)[:, :, 0]
+            np.exp(logits, out=logits)
+            total = logits.sum(2)
+            loss += ((np.log(total) - own) * w).sum(0, dtype=np.float64)
+            logits *= (w / total)[:, :, None]
+            m = np.arange(len(inputs))
+            logits[m, :, labels[rows]] -= w
+            slope += inputs.T @ logits.reshape(len(m), k * c)
+            slope_bias += logits.sum(0)
+        loss += 0.5 * penalty[which] * np.einsum("prc,prc->p", matrix, matrix, dtype=np.float64)
+        grad = slope.reshape(r, k, c).transpose(1, 0, 2) + penalty[which][:, None, None] * matrix
+        flat = np.concatenate([(grad * shrink[which][:, :, None]).reshape(k, -1), slope_bias * shrink_bias], 1)
+        return loss, flat.astype(np.float32, copy=False)
+
+    active = np.arange(problems)
+    losses, slopes = evaluate(v, active)
+    goal = tolerance * np.maximum(np.linalg.norm(slopes, axis=1), 1e-8)
+    if start is not None:
+        zero_slopes = evaluate(np.zeros_like(v), active)[1]
+        goal = tolerance * np.maximum(np.linalg.norm(zero_slopes, axis=1), 1e-8)
+    memory = _Memory(problems, v.shape[1])
+    step = np.ones(problems, np.float32)
+    direction = memory.direction(slopes, active)
+    passes = 1
+    active = active[np.linalg.norm(slopes, axis=1) > goal]
+    while len(active) and passes < max_passes:
+        trial = v[active] + step[active, None] * direction[active]
+        loss, slope = evaluate(trial, active)
+        passes += 1
+        descent = np.einsum("pd,pd->p", slopes[active], direction[active], dtype=np.float64)
+        slack = 1e-6 * np.abs(losses[active])  # float32 cannot tell finer
+        good = loss <= losses[active] + _ARMIJO * step[active] * descent + slack
+        step[active[~good]] *= 0.4
+        moved = active[good]
+        memory.add(moved, trial[good] - v[moved], slope[good] - slopes[moved])
+        v[moved], losses[moved], slopes[moved] = trial[good], loss[good], slope[good]
+        direction[moved] = memory.direction(slopes[moved], moved)
+        step[moved] = 1.0
+        stuck = step[active] < 1e-4
+        active = active[(np.linalg.norm(slopes[active], axis=1) > goal[active]) & ~stuck]
+    weight = v[:, : r * c].reshape(problems, r, c) * shrink[:, :, None]
+    return Solution(weight, v[:, r * c :] * shrink_bias, losses, passes)
+
+
+class _Memory:
+    """The last pairs (step, change of gradient) of each problem, and the direction they give."""
+
+    def __init__(self, problems: int, size: int) -> None:
+        self.steps = np.zeros((_MEMORY, problems, size), np.float32)
+        self.changes = np.zeros((_MEMORY, problems, size), np.float32)
+        self.rho = np.zeros((_MEMORY, problems), np.float64)  # 0: no pair there
+        self.next = np.zeros(problems, np.int64)
+
+    def add(self, which: NDArray[np.int64], steps: F32, changes: F32) -> None:
+        curvature = np.einsum("pd,pd->p", steps, changes, dtype=np.float64)
+        keep = curvature > 1e-10
+        which, slot = which[keep], self.next[which[keep]] % _MEMORY
+        self.steps[slot, which], self.changes[slot, which] = steps[keep], changes[keep]
+        self.rho[slot, which] = 1 / curvature[keep]
+        self.next[which] += 1
+
+    def direction(self, slopes: F32, which: NDArray[np.int64]) -> F32:
+        """Minus the inverse Hessian's estimate times the gradient (two-loop recursion)."""
+        q = slopes.copy()
+        alphas = np.zeros((_MEMORY, len(which)))
+        order = [(self.next[which] - 1 - back) % _MEMORY for back in range(_MEMORY)]
+        valid = [(self.next[which] > back) for back in range(_MEMORY)]
+        for back in range(_MEMORY):
+            slot = order[back]
+            alpha = (
+                valid[back]
+                * self.rho[slot, which]
+                * np.einsum("pd,pd->p", self.steps[slot, which], q, dtype=np.float64)
+            )
+            q -= alpha[:, None].astype(np.float32) * self.changes[slot, which]
+            alphas[back] = alpha
+        newest = order[0]
+        y = self.changes[newest, which]
+        gamma = valid[0] / np.maximum(self.rho[newest, which] * np.einsum("pd,pd->p", y, y, dtype=np.float64), 1e-30)
+        q *= np.where(valid[0], gamma, 1.0)[:, None].astype(np.float32)
+        for back in reversed(range(_MEMORY)):
+            slot = order[back]
+            beta = (
+                valid[back]
+                * self.rho[slot, which]
+                * np.einsum("pd,pd->p", self.changes[slot, which], q, dtype=np.float64)
+            )
+            q += (valid[back] * (alphas[back] - beta))[:, None].astype(np.float32) * self.steps[slot, which]
+        return -q

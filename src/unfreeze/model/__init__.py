@@ -1,0 +1,1 @@
+"""Backbones, their weights, and how a frozen part runs fastest on this machine."""
