@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from unfreeze.core.errors import SourceError, UnfreezeError
 from unfreeze.core.recipe import Source
-from unfreeze.data import tabular
+from unfreeze.data import sheet as sheets
 from unfreeze.data.readers import read
 
 NAMES = tuple(f"{i}.jpg" for i in range(8))
@@ -129,7 +129,7 @@ def test_files_that_are_no_table(folder, content, said):
 
 
 def test_too_large(folder, monkeypatch):
-    monkeypatch.setattr(tabular, "MAX_BYTES", 10)
+    monkeypatch.setattr(sheets, "MAX_BYTES", 10)
     with pytest.raises(SourceError, match="is more than a table of photos may have"):
         read(sheet(folder, "file,label\n0.jpg,a\n1.jpg,b\n"))
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import shutil
 import sys
+from typing import Any
 
 import typer
 
@@ -12,12 +15,18 @@ from unfreeze.app import demo, fitting, looking
 from unfreeze.app.console import complain
 from unfreeze.core.errors import UnfreezeError
 
+# typer carries its own copy of click from 0.16 on; its errors are that copy's.
+UsageError: Any = typer.BadParameter.__mro__[1]
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="unfreeze",
-    help="From a folder of labelled photos to a classifier, and an honest account of how good it is on groups it has never seen.",
+    help="From a folder of labelled photos to a classifier, and an honest account of how good it is on groups "
+    "it has never seen.\n\nExample: `unfreeze demo`",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="markdown",
+    # The boxes of the rich help cut option names off on narrow terminals; the plain help does not.
+    rich_markup_mode="markdown" if shutil.get_terminal_size().columns >= 72 else None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -46,18 +55,37 @@ def _root(version: bool = typer.Option(False, "--version", help="Show the versio
 
 def main() -> None:
     """Runs the command line. Exit codes: 0 done, 1 a check failed as asked, 2 bad input or usage, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks must not end a command
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # typer turns Ctrl-C into this code, in silence
+            raise KeyboardInterrupt
+        sys.exit(code)
+    except UsageError as error:
+        if text := error.format_message():  # none where the help was shown for want of arguments
+            complain(f"{text.splitlines()[0].rstrip('.')}. {_help_hint(error)}")
+        sys.exit(2)
     except UnfreezeError as error:
         complain(str(error))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         complain("interrupted; the same command goes on from here.")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:  # `unfreeze runs | head`
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:  # what the stages have not put into words of their own
+        where = f"{error.filename}: " if error.filename else ""
+        complain(f"{where}{error.strerror or error}. Check the path, its permissions and the space left on the disk.")
+        sys.exit(2)
+
+
+def _help_hint(error: UsageError) -> str:
+    context = getattr(error, "ctx", None)
+    return f"`{context.command_path if context else 'unfreeze'} --help` shows how."
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,6 +17,9 @@ from unfreeze.core.progress import ConsoleReporter, Reporter
 
 out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
+_WIDE = 200
+_FOLD = 16  # text columns may be folded down to this
+_GAP = 3
 
 
 def reporter(quiet: bool = False) -> Reporter:
@@ -24,13 +28,18 @@ def reporter(quiet: bool = False) -> Reporter:
 
 
 def say(text: str) -> None:
-    """A plain line of the answer; nothing in it is markup."""
-    out.print(Text(text))
+    """A plain line of the answer; nothing in it is markup, and only for a terminal it is wrapped, between words."""
+    out.print(Text(_tame(text)), soft_wrap=not out.is_terminal)
+
+
+def warn(text: str) -> None:
+    """A line that is no part of the answer: on stderr, shown under --json as well."""
+    err.print(Text(_tame(text)), soft_wrap=not err.is_terminal)
 
 
 def then(command: str) -> None:
     """The next useful command, the last line of an answer."""
-    out.print(Text.assemble(("Next: ", "dim"), (command, "bold")))
+    out.print(Text.assemble(("Next: ", "dim"), (_tame(command), "bold")), soft_wrap=True)
 
 
 def complain(text: str) -> None:
@@ -40,22 +49,52 @@ def complain(text: str) -> None:
 
 def emit_json(value: Any) -> None:
     """JSON on stdout, and nothing else there."""
-    print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+    ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
+    print(json.dumps(value, indent=1, ensure_ascii=ascii_only, default=str))
 
 
 def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()) -> None:
-    """A table; columns named in `right` are right-aligned numbers."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    """A table under its title; columns named in `right` are right-aligned numbers, which never wrap.
+
+    Where the terminal is too narrow for it, each row becomes a block of lines. A pipe or file is wide.
+    """
+    cells = [[_tame(str(cell)) for cell in row] for row in rows]
+    width = out.width if out.is_terminal or "COLUMNS" in os.environ else _WIDE
+    out.print(Text(_tame(title), style="bold"), soft_wrap=True)
+    longest = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    needed = sum(n if name in right else min(n, _FOLD) for name, n in zip(columns, longest, strict=True))
+    if needed + _GAP * len(columns) > width:
+        for row in cells:
+            out.print(Text(f" {row[0]}", style="bold"), soft_wrap=True)
+            for name, cell in zip(columns[1:], row[1:], strict=True):
+                if cell:
+                    out.print(Text(f"   {name}: {cell}"), soft_wrap=True)
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
-    out.print(table)
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold", no_wrap=name in right)
+    for row in cells:
+        table.add_row(*map(Text, row))
+    out.print(table, width=width)
+
+
+def size(amount: float) -> str:
+    """Bytes for people: `374 B`, `2.6 kB`, `13.9 MB`."""
+    for unit in ("B", "kB", "MB"):
+        if amount < 999.5:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:,.1f} GB"
+
+
+def _tame(text: str) -> str:
+    """Names come from files: a control character in one must not drive the terminal or break the line."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def scored(score: dict[str, float]) -> str:
-    """`.812 (.790 to .833)`"""
-    return f"{number(score['value'])} ({number(score['low'])} to {number(score['high'])})"
+    """`.812 (.790–.833)`: the value and its 95 % interval."""
+    return f"{number(score['value'])} ({number(score['low'])}–{number(score['high'])})"
 
 
 def number(value: float) -> str:

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-import pandas as pd
 import typer
+from rich.text import Text
 
-from unfreeze.app.console import err, number, out, reporter, say, scored
+from unfreeze.app.console import err, number, out, reporter, say, scored, then
+from unfreeze.app.looking import list_findings
 from unfreeze.core.recipe import Recipe
 
 
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where photos, run and submission go.")] = Path("demo"),
-    people: Annotated[int, typer.Option(min=20, max=5000, help="People to draw for training, 7 photos each.")] = 60,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    people: Annotated[
+        int, typer.Option(min=20, max=5000, help="People to draw for training, 7 photos each.", metavar="N")
+    ] = 60,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed draws other people.", metavar="N")] = 0,
 ) -> None:
     """Draw people with masks, then check, fit, predict, submit and report: the main job in one command.
 
     Example: `unfreeze demo`
     """
     started = time.perf_counter()
+    import numpy as np
+    import pandas as pd
+
+    from unfreeze.core.tables import findings_table
     from unfreeze.data.checks import run_checks
     from unfreeze.data.people import make_people
     from unfreeze.data.readers import read
@@ -50,18 +57,21 @@ def demo(
     photos = read(photos_folder)
     say(photos.choice)
     checked, _ = run_checks(photos, reporter=voice)
-    for finding in checked.findings:
-        say(f"  {finding.severity}: {finding.path and finding.path + ': '}{finding.message}")
+    list_findings(findings_table(checked.findings))
 
-    _step(f"unfreeze fit {photos_folder} --run {run_folder} --compare-random")
-    recipe = Recipe().replace(**{"source.path": str(photos_folder), "seed": seed})
-    command = f"unfreeze fit {photos_folder} --run {run_folder} --compare-random --seed {seed} --force"
+    # With few people a class has fewer of them than the usual folds.
+    folds = min(Recipe().folds.count, int(checked.table.groupby("label")["unit"].nunique().min()))
+    recipe = Recipe().replace(**{"source.path": str(photos_folder), "seed": seed, "folds.count": folds})
+    typed = ["unfreeze", "fit", str(photos_folder), "--run", str(run_folder), "--compare-random"]
+    typed += ["--folds", str(folds)] if folds != Recipe().folds.count else []
+    typed += ["--seed", str(seed)] if seed else []
+    _step(shlex.join(typed))
+    command = shlex.join([*typed, "--force"])
     run = fit(photos, recipe, run_folder, force=True, compare_random=True, command=command, reporter=voice)
     scores = run.scores()
-    say(
-        f"  macro F1 of a split photo by photo : {scored(scores['random_split']['macro_f1'])}   people straddle the folds"
-    )
-    say(f"  macro F1 on people it has not seen : {scored(scores['macro_f1'])}   the honest one")
+    random = scored(scores["random_split"]["macro_f1"])
+    say(f"  macro F1 of a split photo by photo: {random}   people straddle the folds")
+    say(f"  macro F1 on people it has not seen: {scored(scores['macro_f1'])}   the honest one")
 
     eval_images, template, submission = (
         photos_folder / "eval" / "images",
@@ -80,15 +90,15 @@ def demo(
     true = np.array([truth["eval"][name] for name in sent["ImageID"]])
     confusion = confusion_matrix(true, sent["ans"].to_numpy(), 18)
     _step("Held against the truth that only the demo knows")
-    say(
-        f"  submission: accuracy {number(np.trace(confusion) / len(true))}, macro F1 {number(float(macro_f1(confusion)))} on {len(true)} photos of {test_people} other people"
-    )
+    accuracy, f1 = number(np.trace(confusion) / len(true)), number(float(macro_f1(confusion)))
+    say(f"  accuracy {accuracy}, macro F1 {f1} on {len(true)} photos of {test_people} other people")
     say(f"  Submission: {submission}")
     say(f"  Report:     {page}")
     say(f"  {time.perf_counter() - started:.0f} s in all")
+    then(f"unfreeze scores {shlex.quote(str(run_folder))}")
 
 
 def _step(text: str) -> None:
     err.file.flush()
     out.print()
-    out.rule(text, align="left", style="dim")
+    out.print(Text(text, style="bold"), soft_wrap=True)

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from unfreeze.app.console import emit_json, err, reporter, say, scored, show, then
+from unfreeze.app.console import emit_json, number, reporter, say, scored, show, then, warn
 from unfreeze.core.errors import RecipeError, TemplateError, nearest
-from unfreeze.core.recipe import QUALITIES, Recipe, parse_assignments, read_recipe
+from unfreeze.core.recipe import QUALITIES, Recipe, Source, parse_assignments, read_recipe
 
 SourceArgument = Annotated[
     str, typer.Argument(help="A folder of class folders, a CSV, or the competition's root.", metavar="SOURCE")
@@ -25,12 +25,18 @@ Group = Annotated[
     str | None, typer.Option(help="Column of what must stay together: person, patient, plant.", metavar="COL")
 ]
 GroupRegex = Annotated[
-    str | None, typer.Option(help="The group from the path: a regular expression with (?P<group>...).")
+    str | None,
+    typer.Option(help="The group from the path: a regular expression with `(?P<group>...)`.", metavar="REGEX"),
 ]
-PathColumn = Annotated[str | None, typer.Option("--path", help="Column with the photos' paths.", metavar="COL")]
+PathColumn = Annotated[
+    str | None, typer.Option("--path", "--path-column", help="Column with the photos' paths.", metavar="COL")
+]
 Root = Annotated[str | None, typer.Option(help="Folder that the CSV's paths start from.", metavar="DIR")]
 Split = Annotated[str | None, typer.Option(help="Split column; 'none' pools the given splits.", metavar="COL")]
-ReaderName = Annotated[str | None, typer.Option("--reader", help="Read SOURCE as this kind instead of recognising it.")]
+ReaderName = Annotated[
+    str | None,
+    typer.Option("--reader", help="Read SOURCE as this kind instead of recognising it.", metavar="NAME"),
+]
 Json = Annotated[bool, typer.Option("--json", help="The answer as JSON on stdout, nothing else.")]
 
 
@@ -75,7 +81,7 @@ def fit(
     source: SourceArgument,
     run: Annotated[
         Path | None,
-        typer.Option(help="Run folder; by default runs/<source>-<strategy>-<mark>.", metavar="DIR"),
+        typer.Option(help="Run folder; by default `runs/<source>-<strategy>-<mark>`.", metavar="DIR"),
     ] = None,
     label: Label = None,
     group: Group = None,
@@ -84,27 +90,30 @@ def fit(
     root: Root = None,
     split: Split = None,
     reader: ReaderName = None,
-    strategy: Annotated[str | None, typer.Option(help="probe: frozen backbone, linear head.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="probe: frozen backbone, linear head.", metavar="NAME")] = None,
     quality: Annotated[
-        str | None, typer.Option(help="fast: last layer, one view. good (default): five blocks, two views.")
+        str | None,
+        typer.Option(help="fast: last layer, one view. good (default): five blocks, two views.", metavar="NAME"),
     ] = None,
-    backbone: Annotated[str | None, typer.Option(help="A name from `unfreeze models`.")] = None,
-    folds: Annotated[int | None, typer.Option(help="Number of outer folds (default 5).")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random (default 0).")] = None,
+    backbone: Annotated[str | None, typer.Option(help="A name from `unfreeze models`.", metavar="NAME")] = None,
+    folds: Annotated[int | None, typer.Option(help="Number of outer folds (default 5).", metavar="N")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random (default 0).", metavar="N")] = None,
     recipe: Annotated[Path | None, typer.Option(help="A recipe as TOML; options go over it.", metavar="FILE")] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="One recipe key: --set image.size=192.", metavar="KEY=VALUE"),
+        typer.Option("--set", help="One recipe key: `--set image.size=192`.", metavar="KEY=VALUE"),
     ] = None,
     compare_random: Annotated[
-        bool, typer.Option(help="Also show what a split photo by photo would have promised.")
+        bool, typer.Option("--compare-random", help="Also show what a split photo by photo would have promised.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Fit anew over a finished run.")] = False,
     json: Json = False,
 ) -> None:
     """Group-safe cross-validation: out-of-fold predictions, scores with intervals, a model and a report.
 
-    Resumes if the run folder is unfinished. Example: `unfreeze fit photos/ --group-regex '(?P<group>[^/]+)/[^/]+$'`
+    Resumes if the run folder is unfinished.
+
+    Example: `unfreeze fit photos/ --group-regex '(?P<group>[^/]+)/[^/]+$'`
     """
     started = time.perf_counter()
     options = source_options(source, label, group, group_regex, path, root, split, reader)
@@ -140,7 +149,7 @@ def fit(
 
 def _print_scores(scores: dict[str, Any]) -> None:
     oof, chance = scores["out_of_fold"], scores["out_of_fold"]["chance"]
-    columns = ["", "macro F1 (95 %)", "accuracy (95 %)", "log loss (95 %)"]
+    columns = ["", "macro F1", "accuracy", "log loss"]
     rows = [["out of fold", *(scored(oof[k]) for k in ("macro_f1", "accuracy", "log_loss"))]]
     for name, key in (("test split", "test"), ("split photo by photo", "random_split")):
         if key in scores:
@@ -148,7 +157,7 @@ def _print_scores(scores: dict[str, Any]) -> None:
     rows.append(
         [
             f"always '{chance['class']}'",
-            *(f"{chance[k]:.3f}".lstrip("0") for k in ("macro_f1", "accuracy", "log_loss")),
+            *(number(chance[k]) for k in ("macro_f1", "accuracy", "log_loss")),
         ]
     )
     show(
@@ -172,12 +181,18 @@ def predict(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Predictions as .csv or .parquet (default predictions.csv), or the submission."),
+        typer.Option(
+            help="Predictions as .csv or .parquet (default predictions.csv), or the submission.", metavar="FILE"
+        ),
     ] = None,
     template: Annotated[
         Path | None, typer.Option(help="Write a submission in this CSV's order and header.", metavar="CSV")
     ] = None,
-    tta: Annotated[str | None, typer.Option(help="plain or flip; by default the views of training.")] = None,
+    tta: Annotated[
+        str | None, typer.Option(help="plain or flip; by default the views of training.", metavar="NAME")
+    ] = None,
+    path: PathColumn = None,
+    root: Root = None,
     json: Json = False,
 ) -> None:
     """Predict new photos with the blended folds; with a template, write the submission.
@@ -185,24 +200,28 @@ def predict(
     Example: `unfreeze predict runs/masks eval/images --template eval/info.csv --out submission.csv`
     """
     from unfreeze.core.files import write_whole
-    from unfreeze.deliver.submission import write_submission
+    from unfreeze.data.listing import list_images
+    from unfreeze.deliver.submission import check_template, write_submission
     from unfreeze.learn.classifier import Classifier
 
     target = out or Path("submission.csv" if template else "predictions.csv")
     if target.suffix.lower() not in (".csv", ".parquet") or (template and target.suffix.lower() != ".csv"):
         raise TemplateError(f"--out {target}: write it as .csv" + ("." if template else " or .parquet."))
+    if any(given and target.resolve() == given.resolve() for given in (template, images)):
+        raise TemplateError(f"--out {target}: would overwrite its own input; choose another name.")
     classifier = Classifier.load(run)
-    table = classifier.predict(images, tta=tta, reporter=reporter(json))
+    answers = tuple(classifier.run.info["answers"])
+    # What cannot work is said before the photos are predicted, which may take minutes.
+    base, names = list_images(images, Source(path_column=path or "", root=root or ""))
+    if template:
+        check_template(template, names, answers)
+    table = classifier.predict([base / name for name in names], tta=tta, reporter=reporter(json)).assign(path=names)
     failed = table[table["error"] != ""]
     if template:
-        counts = classifier.run.photos()["label"].value_counts()
-        common = str(counts.index[0])
-        write_submission(table, template, target, classifier.run.classes, tuple(classifier.run.info["answers"]), common)
+        common = str(classifier.run.photos()["label"].value_counts().index[0])
+        write_submission(table, template, target, classifier.run.classes, answers, common)
         if len(failed):
-            err.print(
-                f"{len(failed)} photo(s) could not be read; their answer is the commonest class, '{common}'.",
-                markup=False,
-            )
+            warn(f"{len(failed):,} photo(s) could not be read; their answer is the commonest class, '{common}'.")
     elif target.suffix.lower() == ".parquet":
         write_whole(target, lambda p: table.to_parquet(p, index=False))
     else:
@@ -212,7 +231,7 @@ def predict(
         emit_json({"out": str(target), "photos": len(table), "errors": len(failed), "labels": counted.to_dict()})
         return
     show(
-        f"{len(table):,} photos",
+        "Predicted",
         ["label", "photos", "share"],
         [[k, f"{v:,}", f"{v / len(table):.1%}"] for k, v in counted.items()],
         ["photos", "share"],
@@ -220,8 +239,10 @@ def predict(
     for row in failed.head(5).itertuples():
         say(f"Not predicted: {row.path}: {row.error}")
     if len(failed) > 5:
-        say(f"... and {len(failed) - 5:,} more, in the column 'error'.")
-    say(f"Written: {target}")
+        say(f"... and {len(failed) - 5:,} more" + ("." if template else ", in the column 'error'."))
+    said = f", {len(failed):,} of them could not be read" if len(failed) else ""
+    say(f"{len(table):,} photos predicted by {len(classifier.heads)} folds{said}. Written: {target}")
+    then(f"unfreeze scores {shlex.quote(str(run))}")
 
 
 def _typed() -> str:

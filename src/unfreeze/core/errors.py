@@ -10,6 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_ONE_LINE = {
+    **dict.fromkeys((*range(32), *range(127, 160)), "\N{REPLACEMENT CHARACTER}"),
+    **dict.fromkeys(map(ord, "\t\n\r\v\f\x85\u2028\u2029"), " "),
+}
+
 
 class UnfreezeError(Exception):
     """Base of all errors that people can mend. `exit_code` is the command line's."""
@@ -17,9 +22,9 @@ class UnfreezeError(Exception):
     exit_code = 2
 
     def __str__(self) -> str:
-        # One line whatever a file is called; surrogates (names that are not UTF-8) cannot be printed.
-        text = " ".join(super().__str__().split("\n"))
-        return text.encode("utf-8", "backslashreplace").decode("utf-8")
+        # One line whatever a file is called: control characters could break it or drive the terminal, and
+        # surrogates (names that are not UTF-8) cannot be printed.
+        return super().__str__().translate(_ONE_LINE).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class SourceError(UnfreezeError):
@@ -32,6 +37,9 @@ class PhotoError(UnfreezeError):
     def __init__(self, path: object, reason: str) -> None:
         self.path, self.reason = str(path), reason
         super().__init__(f"{path}: {reason}")
+
+    def __reduce__(self) -> tuple[type[PhotoError], tuple[str, str]]:
+        return type(self), (self.path, self.reason)  # so that it survives the way out of another process
 
 
 class FoldError(UnfreezeError):

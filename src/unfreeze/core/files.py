@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,12 @@ _REASONS = {
     errno.EROFS: "the file system is read-only; choose another folder",
     errno.EACCES: "no permission to write there; choose another folder or change its permissions",
     errno.EPERM: "no permission to write there; choose another folder or change its permissions",
+    errno.ENOENT: "cannot be made there; choose another folder",
     errno.ENOTDIR: "a part of this path is a file, not a folder; choose another folder",
+    errno.EEXIST: "a file of this name is in the way; move it or choose another folder",
+    errno.EISDIR: "a folder of this name is in the way; move it or choose another name",
+    errno.ENAMETOOLONG: "the name is too long for this file system; choose a shorter one",
+    errno.EFBIG: "the file system takes no file this large; choose another disk",
 }
 
 
@@ -29,8 +33,10 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _REASONS:
-            raise StorageError(f"{path}: {_REASONS[error.errno]}.") from None
+        # NumPy says only "8000 requested and 4096 written", without a number, when the disk fills up meanwhile.
+        number = errno.ENOSPC if error.errno is None and "requested and" in str(error) else error.errno
+        if number in _REASONS:
+            raise StorageError(f"{path}: {_REASONS[number]}.") from None
         raise
 
 
@@ -44,7 +50,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(temporary)
-            os.replace(temporary, path)
+            temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
     return path

@@ -46,7 +46,7 @@ class ConsoleReporter(Reporter):
         self.console = console
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def bar(self, what: str, total: int) -> Iterator[Advance]:
@@ -58,7 +58,9 @@ class ConsoleReporter(Reporter):
             TimeRemainingColumn(compact=True),
         )
         started = time.perf_counter()
-        with Progress(*columns, console=self.console, transient=True, refresh_per_second=8) as progress:
+        with Progress(
+            *columns, console=self.console, transient=True, refresh_per_second=8, disable=not self.console.is_terminal
+        ) as progress:
             task = progress.add_task(what, total=total)
             yield lambda steps: progress.advance(task, steps)
         seconds = time.perf_counter() - started

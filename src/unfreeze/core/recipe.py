@@ -15,7 +15,7 @@ from unfreeze.core.errors import RecipeError, nearest
 class Section(BaseModel):
     """A frozen part of a recipe; unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Source(Section):
@@ -42,7 +42,7 @@ class Image(Section):
 class Folds(Section):
     """The outer folds."""
 
-    count: int = Field(default=5, ge=2, le=100)
+    count: int = Field(default=5, ge=2, le=10_000)
     join_duplicates: bool = Field(default=True, description="exact and near duplicates share a group")
     by_group: bool = Field(default=True, description="false: split photo by photo, which flatters the score")
 
@@ -105,6 +105,8 @@ def read_recipe(path: Path) -> Recipe:
         return from_mapping(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe file.") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()}).") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not valid TOML ({error}).") from None
 
@@ -140,9 +142,9 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, info in model.model_fields.items():
-        nested = info.annotation
+        nested: Any = info.annotation
         is_section = isinstance(nested, type) and issubclass(nested, BaseModel)
-        keys += _keys(nested, f"{prefix}{name}.") if is_section and nested else [f"{prefix}{name}"]
+        keys += _keys(nested, f"{prefix}{name}.") if is_section else [f"{prefix}{name}"]
     return keys
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from unfreeze.core.cache import fingerprint
-from unfreeze.core.errors import RunError, listed
+from unfreeze.core.errors import RunError, UnfreezeError, listed
 from unfreeze.core.files import storage_errors, write_json, write_text, write_whole
 from unfreeze.core.recipe import Recipe, read_recipe
 from unfreeze.core.tables import Finding, Photos, findings_table
@@ -35,6 +35,9 @@ _FILES = [
     "log.jsonl",
     ".lock",
 ]
+_FOLD = re.compile(r"fold-[0-9]+")
+# What write_whole leaves behind if the process is killed in the middle of it.
+_TEMPORARY = re.compile(rf"\.({'|'.join(map(re.escape, _FILES))}|[a-z]+\.safetensors)\.[0-9a-f]{{8}}\.tmp(\.[a-z]+)?")
 
 
 @dataclass(frozen=True)
@@ -75,36 +78,57 @@ def open_run(path: str | Path) -> Run:
         raise RunError(
             f"{path}: this run is not finished; run its command again to go on: {info.get('command', 'unfreeze fit')}"
         )
+    absent = [key for key in ("root", "classes", "answers", "attributes") if key not in info]
+    if absent:
+        raise RunError(f"{path / 'run.json'}: is damaged (no {listed(absent)}); fit the run again with --force.")
     return Run(path, read_recipe(path / "recipe.toml"), info)
 
 
 def default_folder(recipe: Recipe, parent: Path = Path("runs")) -> Path:
-    """Where a run goes if nobody says: the source's name and a mark of the recipe, so that a command finds its own run."""
+    """Where a run goes if nobody says: the source's name and a mark of the recipe; a command finds its own run."""
     source = Path(recipe.source.path).resolve()
     name = source.stem if source.is_file() else source.name
     return parent / f"{name or 'photos'}-{recipe.strategy}-{fingerprint(recipe.model_dump(mode='json'))[:6]}"
+
+
+def refuse(path: Path, recipe: Recipe, force: bool) -> None:
+    """Raises RunError if a run may not be written to `path`: before any work is done for it.
+
+    That is where the folder holds something else, a finished run, or an unfinished one of another recipe.
+    `force` is for runs: a folder that is none stays refused.
+    """
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path}: is a file; choose another --run folder.")
+    if (path / "run.json").exists():
+        if force:
+            return
+        if _info(path)["status"] == "finished":
+            raise RunError(f"{path}: holds a finished run; --force fits it anew, `unfreeze report {path}` shows it.")
+        if (path / "recipe.toml").exists() and read_recipe(path / "recipe.toml") != recipe:
+            raise RunError(f"{path}: holds an unfinished run of another recipe; choose another --run, or --force.")
+    elif path.exists():
+        with storage_errors(path):
+            strange = [p.name for p in path.iterdir() if not _is_beginning(p)]
+        if strange:
+            raise RunError(
+                f"{path}: exists and is not a run (it holds {listed(sorted(strange), 3)}); choose another --run folder."
+            )
 
 
 @contextlib.contextmanager
 def begin(path: Path, recipe: Recipe, photos: Photos, command: str, force: bool) -> Iterator[None]:
     """Opens a run folder for writing: new, or unfinished with the same recipe, or cleared by `force`.
 
-    Raises RunError if the folder holds something else, a finished run, a run of another recipe, or one that
-    another process is writing. Nothing outside the run's own files is ever touched.
+    Raises RunError as `refuse` does, or if another process is writing the run. Nothing outside the run's own
+    files is ever touched; a folder that an error leaves without a single head is taken away again.
     """
-    if path.exists() and not path.is_dir():
-        raise RunError(f"{path}: is a file; choose another --run folder.")
-    if (path / "run.json").exists():
-        info = {"status": "unreadable"} if force else _info(path)
-        if info["status"] == "finished":
-            raise RunError(f"{path}: holds a finished run; --force fits it anew, `unfreeze report {path}` shows it.")
-        if not force and (path / "recipe.toml").exists() and read_recipe(path / "recipe.toml") != recipe:
-            raise RunError(f"{path}: holds an unfinished run of another recipe; choose another --run, or --force.")
-    elif path.exists() and any(p.name not in _FILES for p in path.iterdir()):
-        raise RunError(f"{path}: exists and is not a run; choose another --run folder.")
+    refuse(path, recipe, force)
     with storage_errors(path):
+        new = not path.exists()
         path.mkdir(parents=True, exist_ok=True)
     with _lock(path):
+        refuse(path, recipe, force)  # once more: another process may have finished it before we had the lock
+        _clear_temporary(path)
         if force:
             _clear(path)
         write_text(path / "recipe.toml", recipe.to_toml())
@@ -125,7 +149,15 @@ def begin(path: Path, recipe: Recipe, photos: Photos, command: str, force: bool)
                 "started": datetime.now(UTC).isoformat(timespec="seconds"),
             },
         )
-        yield
+        try:
+            yield
+        except UnfreezeError:
+            if new and not any(path.glob("fold-*")):
+                _clear(path)
+                (path / ".lock").unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+            raise
 
 
 def finish(path: Path, **more: Any) -> Run:
@@ -151,11 +183,13 @@ def save_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def list_runs(folder: Path) -> list[dict[str, Any]]:
-    """One dict a run below `folder` (itself included): path, status, strategy, backbone, photos, macro_f1, accuracy, finished."""
+    """One dict a run in or right below `folder`: `run`, `status`; if it is whole also `strategy`, `backbone`,
+    `finished`, `photos`, `groups`, `macro_f1`, `accuracy`.
+    """
     rows = []
     for file in sorted(folder.glob("run.json")) + sorted(folder.glob("*/run.json")):
         row: dict[str, Any] = {"run": str(file.parent), "status": "unreadable"}
-        with contextlib.suppress(RunError):
+        with contextlib.suppress(RunError, KeyError, TypeError):  # a damaged run must not hide the others
             info = _info(file.parent)
             row |= {k: info.get(k) for k in ("status", "strategy", "backbone", "finished")}
             if info["status"] == "finished":
@@ -205,18 +239,37 @@ def _parquet(path: Path) -> pd.DataFrame:
         raise RunError(f"{path}: cannot be read ({error}); fit the run again with --force.") from None
 
 
+def _is_beginning(file: Path) -> bool:
+    """Whether a run that was cut off before its run.json was there can have left this file."""
+    began = file.name == "recipe.toml" and (file.parent / ".lock").exists()
+    return began or file.name == ".lock" or _TEMPORARY.fullmatch(file.name) is not None
+
+
 def _clear(path: Path) -> None:
-    for name in _FILES:
-        if name != ".lock":
-            (path / name).unlink(missing_ok=True)
+    """Deletes the run's own files; run.json last, so that what is left of a clearing cut off is still a run."""
+    _clear_temporary(path)
     for folder in path.glob("fold-*"):
-        if folder.is_dir() and not folder.is_symlink():
-            shutil.rmtree(folder)
+        if _FOLD.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink():
+            _clear_temporary(folder)
+            for file in folder.glob("*.safetensors"):
+                file.unlink()
+            with contextlib.suppress(OSError):  # not empty: somebody keeps something of their own there
+                folder.rmdir()
+    for name in [name for name in _FILES if name not in (".lock", "run.json")] + ["run.json"]:
+        (path / name).unlink(missing_ok=True)
+
+
+def _clear_temporary(path: Path) -> None:
+    for file in path.glob(".*"):
+        if _TEMPORARY.fullmatch(file.name):
+            file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    with storage_errors(path), (path / ".lock").open("w") as file:
+    with storage_errors(path):
+        file = (path / ".lock").open("w")
+    with file:
         if os.name == "posix":
             import fcntl
 

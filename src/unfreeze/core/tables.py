@@ -59,10 +59,9 @@ class Photos:
             raise SourceError(
                 f"the photos table lacks the column(s) {listed(missing)}; it has {listed(self.table.columns, 20)}."
             )
-        if self.table["path"].duplicated().any():
-            raise SourceError(
-                f"the photos table names a path twice: {listed(self.table.loc[self.table['path'].duplicated(), 'path'])}."
-            )
+        twice = self.table["path"].duplicated()
+        if twice.any():
+            raise SourceError(f"the photos table names a path twice: {listed(self.table.loc[twice, 'path'])}.")
         strange = set(self.table["split"]) - set(SPLITS)
         if strange:
             raise SourceError(
@@ -70,7 +69,8 @@ class Photos:
             )
         unknown = set(self.table["label"]) - set(self.classes)
         if unknown:
-            raise SourceError(f"the column 'label' holds classes that are not listed: {listed(sorted(unknown))}.")
+            names = listed(sorted(map(str, unknown)))
+            raise SourceError(f"the column 'label' holds classes that are not listed: {names}.")
 
     def __len__(self) -> int:
         return len(self.table)

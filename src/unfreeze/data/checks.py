@@ -10,7 +10,7 @@ import pandas as pd
 from unfreeze.core.errors import listed
 from unfreeze.core.progress import Reporter
 from unfreeze.core.tables import Finding, Photos
-from unfreeze.data.duplicates import exact_duplicates, joined_groups, near_duplicates
+from unfreeze.data.duplicates import joined_groups
 from unfreeze.data.images import MAX_PIXELS
 from unfreeze.data.looks import Looks, look, with_looks
 
@@ -36,30 +36,22 @@ def register(name: str) -> Callable[[Check], Check]:
 
 
 def run_checks(photos: Photos, max_pixels: int = MAX_PIXELS, reporter: Reporter | None = None) -> tuple[Photos, Looks]:
-    """Looks at all photos and runs CHECKS. The photos come back with `hash`, `width`, `height`, `unit` and all findings.
+    """Looks at all photos and runs CHECKS; they come back with `hash`, `width`, `height`, `unit` and all findings.
 
     `unit` is the group after joining duplicates: what folds must keep together, int64.
     """
     looks = look(photos, max_pixels, reporter)
     photos = with_looks(photos, looks)
-    pairs = duplicate_pairs(looks)
-    photos = photos.with_table(photos.table.assign(unit=joined_groups(photos.table["group"].to_numpy(), *pairs)))
+    unit = joined_groups(photos.table["group"].to_numpy(), *looks.duplicates)
+    photos = photos.with_table(photos.table.assign(unit=unit))
     return photos.with_table(photos.table, *(f for run in CHECKS.values() for f in run(photos, looks))), looks
-
-
-def duplicate_pairs(looks: Looks) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of exact and of near duplicates, int64 (m, 2) each; near ones without the exact."""
-    exact = exact_duplicates(looks.keys, looks.readable)
-    near = near_duplicates(looks.dhash, looks.thumb, looks.readable)
-    same_bytes = (looks.keys[near[:, 0]] == looks.keys[near[:, 1]]).all(1)
-    return exact, near[~same_bytes]
 
 
 @register("duplicates")
 def _duplicates(photos: Photos, looks: Looks) -> list[Finding]:
     findings = []
     table = photos.table
-    for kind, pairs in zip(("exact", "near"), duplicate_pairs(looks), strict=True):
+    for kind, pairs in zip(("exact", "near"), looks.duplicates, strict=True):
         if not len(pairs):
             continue
         first, second = table.iloc[pairs[:, 0]], table.iloc[pairs[:, 1]]
@@ -117,13 +109,14 @@ def _few_groups(photos: Photos, looks: Looks) -> list[Finding]:
 def _imbalance(photos: Photos, looks: Looks) -> list[Finding]:
     counts = photos.table.loc[photos.table["split"] == "train", "label"].value_counts()
     largest, smallest = counts.index[0], counts.index[-1]
-    if counts.iloc[0] < 5 * counts.iloc[-1]:
+    most, least = int(counts.iloc[0]), int(counts.iloc[-1])
+    if most < 5 * least:
         return []
     return [
         Finding(
             "imbalance",
             "info",
-            f"'{largest}' has {counts.iloc[0]:,} photos, '{smallest}' {counts.iloc[-1]:,}: {counts.iloc[0] / counts.iloc[-1]:.0f} times as many",
+            f"'{largest}' has {most:,} photos, '{smallest}' {least:,}: {most / least:.0f} times as many",
             "judge by macro F1; probe.class_weight says how much the small classes count",
         )
     ]

@@ -9,7 +9,7 @@ import pandas as pd
 
 from unfreeze.core.errors import SourceError, listed
 from unfreeze.core.tables import Finding
-from unfreeze.data.tabular import Sheet, read_sheet
+from unfreeze.data.sheet import Sheet, read_sheet
 from unfreeze.data.walk import Draft, counted, skipped, walk
 
 MASKS = ("worn", "incorrect", "normal")

@@ -49,7 +49,8 @@ def _refuse_impossible(table: NDArray[np.float64], count: int, classes: tuple[st
             f"'{classes[c]}' ({int(group_counts[c])})" for c in np.flatnonzero(seen & (group_counts < count))
         )
         raise FoldError(
-            f"{count} folds are more than the groups of class {scarce}; the largest number possible is {least}: --folds {least}."
+            f"{count} folds are more than the groups of class {scarce}; "
+            f"the largest number possible is {least}: --folds {least}."
         )
 
 

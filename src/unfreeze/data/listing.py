@@ -6,8 +6,9 @@ from pathlib import Path
 
 from unfreeze.core.errors import SourceError
 from unfreeze.core.recipe import Source
-from unfreeze.data.tabular import KINDS, paths_of
-from unfreeze.data.walk import is_image_name, walk
+from unfreeze.data.sheet import KINDS
+from unfreeze.data.tabular import paths_of
+from unfreeze.data.walk import is_image_name, unreadable, walk
 
 
 def list_images(path: Path, options: Source | None = None) -> tuple[Path, list[str]]:
@@ -26,5 +27,8 @@ def list_images(path: Path, options: Source | None = None) -> tuple[Path, list[s
     if is_image_name(path.name):
         return path.parent, [path.name]
     if path.suffix.lower() in KINDS:
-        return paths_of(path, options or Source())
+        try:
+            return paths_of(path, options or Source())
+        except OSError as error:
+            raise unreadable(path, error) from None
     raise SourceError(f"{path}: neither a photo, a folder of photos, nor a table ({', '.join(sorted(KINDS))}).")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ from unfreeze.core.errors import PhotoError
 from unfreeze.core.progress import Reporter
 from unfreeze.core.tables import Finding, Photos
 from unfreeze.core.work import in_threads
-from unfreeze.data.images import MAX_PIXELS, decode, read_bytes
+from unfreeze.data.duplicates import Pairs, exact_duplicates, near_duplicates
+from unfreeze.data.images import MAX_PIXELS, NO_MEMORY, decode_sized, read_bytes
 
 # A new version number makes every photo be looked at again.
-_VERSION = 1
+_VERSION = 2
 HASH_WORDS = 4
 THUMB = 8
 _DTYPE = np.dtype(
@@ -58,6 +60,14 @@ class Looks:
         """The content hash as 32 hex digits, or empty text."""
         return [f"{a:016x}{b:016x}" if a or b else "" for a, b in self.keys.tolist()]
 
+    @cached_property
+    def duplicates(self) -> tuple[Pairs, Pairs]:
+        """Pairs of exact and of near duplicates, int64 (m, 2) each; near ones without the exact."""
+        exact = exact_duplicates(self.keys, self.readable)
+        near = near_duplicates(self.dhash, self.thumb, self.readable)
+        same_bytes = (self.keys[near[:, 0]] == self.keys[near[:, 1]]).all(1)
+        return exact, near[~same_bytes]
+
 
 def look(photos: Photos, max_pixels: int = MAX_PIXELS, reporter: Reporter | None = None) -> Looks:
     """Looks at every photo once; what a photo's bytes once told is kept in the cache.
@@ -72,27 +82,30 @@ def look(photos: Photos, max_pixels: int = MAX_PIXELS, reporter: Reporter | None
         reporter=reporter,
     )
 
-    def one(path: Path) -> tuple[tuple[int, int], np.void | None, str]:
+    def one(path: Path) -> tuple[tuple[int, int], NDArray[np.void], bool]:
+        """Content key, row, and whether the store lacks it."""
         try:
             data = read_bytes(path)
         except PhotoError as error:
-            return (0, 0), None, error.reason
+            row = np.zeros(1, _DTYPE)
+            row["problem"] = error.reason.encode("utf-8", "backslashreplace")[:120]
+            return (0, 0), row, False
         key = content_key(data)
         place = store.find(np.array([key], np.uint64))
-        return (key, store.take(place)[0], "") if place[0, 0] >= 0 else (key, _row(data, max_pixels), "new")
+        if place[0, 0] >= 0:
+            return key, store.take(place), False
+        row = _row(data, max_pixels)
+        # Want of memory is the machine's trouble of today, not the photo's.
+        return key, row, row["problem"][0] != NO_MEMORY.encode()
 
     n = len(photos)
     rows, keys = np.zeros(n, _DTYPE), np.zeros((n, 2), np.uint64)
     fresh: list[int] = []
     with reporter.bar("Looking at photos", n) as advance:
-        for i, (key, row, note) in enumerate(in_threads(one, photos.files())):
-            keys[i] = key
-            if row is None:
-                rows[i]["problem"] = note.encode()[:120]
-            else:
-                rows[i] = row
-                if note:
-                    fresh.append(i)
+        for i, (key, row, is_new) in enumerate(in_threads(one, photos.files())):
+            keys[i], rows[i] = key, row[0]
+            if is_new:
+                fresh.append(i)
             if len(fresh) >= _FLUSH:
                 store.append(keys[fresh], rows[fresh])
                 fresh = []
@@ -113,28 +126,17 @@ def with_looks(photos: Photos, looks: Looks) -> Photos:
     return photos.with_table(table, *findings)
 
 
-def _row(data: bytes, max_pixels: int) -> np.void:
-    row = np.zeros((), _DTYPE)
+def _row(data: bytes, max_pixels: int) -> NDArray[np.void]:
+    row = np.zeros(1, _DTYPE)
     try:
         # A JPEG is read at an eighth of its size here, which still walks all its bytes: damage shows.
-        pixels = decode(data, 64, max_pixels)
-        size = _upright_size(data)
+        pixels, (row["width"], row["height"]) = decode_sized(data, 64, max_pixels)
     except PhotoError as error:
-        row["problem"] = error.reason.encode()[:120]
-        return row[()]
-    row["width"], row["height"] = size
+        row["problem"] = error.reason.encode("utf-8", "backslashreplace")[:120]
+        return row
     image = Image.fromarray(pixels)
     grey = np.asarray(image.convert("L").resize((17, 16), Image.Resampling.BOX), np.int16)
     bits = np.packbits((grey[:, 1:] > grey[:, :-1] + 1).ravel())
     row["dhash"] = bits.view("<u8")
     row["thumb"] = np.asarray(image.resize((THUMB, THUMB), Image.Resampling.BOX))
-    return row[()]
-
-
-def _upright_size(data: bytes) -> tuple[int, int]:
-    import io
-
-    with Image.open(io.BytesIO(data)) as image:
-        width, height = image.size
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    return (height, width) if turned else (width, height)
+    return row

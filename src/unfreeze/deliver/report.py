@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from unfreeze.core.errors import RunError, StorageError, listed
+from unfreeze.core.errors import RunError, listed
+from unfreeze.core.files import write_whole
 from unfreeze.core.tables import FINDING_COLUMNS, probability_columns
 from unfreeze.deliver import sections
 from unfreeze.deliver.plots import bars, number, score, seconds, span
@@ -23,21 +23,14 @@ FORMAT = 1
 WEB = Path(__file__).parent / "web"
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: str | Path) -> Path:
     """Write `report.html` into a finished run folder and return its path.
 
     The file is complete in itself, and it appears whole or not at all. RunError names what the folder
     lacks, StorageError a folder that cannot be written.
     """
-    page = render(read_run(run)).encode("utf-8", "replace")
-    target, temporary = run / "report.html", run / f".report.{os.getpid()}.tmp"
-    try:
-        temporary.write_bytes(page)
-        temporary.replace(target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(f"{target}: the report cannot be written ({error.strerror or error}).") from None
-    return target
+    page = render(read_run(Path(run))).encode("utf-8", "replace")
+    return write_whole(Path(run) / "report.html", lambda temporary: temporary.write_bytes(page))
 
 
 def read_run(run: Path) -> Material:

@@ -89,6 +89,13 @@ def out_of_fold_scores(
         return {"value": float(value), "low": float(low), "high": float(high)}
 
     per_class, drawn_rates = rates(confusion), rates(drawn)
+
+    def class_interval(name: str, c: int) -> dict[str, float]:
+        # A draw without photos of the class says nothing about it.
+        there = drawn_rates["support"][:, c] > 0
+        value = per_class[name][c]
+        return interval(value, drawn_rates[name][there, c] if there.any() else np.array([value]))
+
     largest = int(confusion.sum(1).argmax())
     shares = confusion.sum(1) / n
     always = np.zeros_like(confusion)
@@ -101,11 +108,11 @@ def out_of_fold_scores(
         "ece": interval(expected_calibration_error(top, right), drawn_ece),
         "per_class": [
             {
-                "class": name,
+                "class": called,
                 "support": int(per_class["support"][c]),
-                **{k: interval(per_class[k][c], drawn_rates[k][:, c]) for k in ("precision", "recall", "f1")},
+                **{name: class_interval(name, c) for name in ("precision", "recall", "f1")},
             }
-            for c, name in enumerate(classes)
+            for c, called in enumerate(classes)
         ],
         "confusion": confusion.tolist(),
         "classes": list(classes),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from unfreeze.core.errors import BackboneError, RunError, SourceError
+from unfreeze.core.errors import BackboneError, RunError, SourceError, listed
 from unfreeze.core.progress import Reporter
 from unfreeze.core.runs import Run, open_run
 from unfreeze.core.tables import Photos, probability_columns
@@ -35,18 +36,30 @@ class Classifier:
     def load(cls, run: str | Path | Run) -> Classifier:
         """From a run or its folder. RunError if it is unfinished, damaged, or its parts do not fit together."""
         run = run if isinstance(run, Run) else open_run(run)
-        heads = tuple(LinearHead.load(path)[0] for path in run.head_files())
+        loaded = [LinearHead.load(path) for path in run.head_files()]
+        heads = tuple(head for head, _ in loaded)
         width = sum(int(w) for _, w in run.info.get("blocks", []))
-        for path, head in zip(run.head_files(), heads, strict=True):
+        for path, (head, about) in zip(run.head_files(), loaded, strict=True):
+            if about["classes"] != run.classes:
+                raise RunError(
+                    f"{path}: its classes ({listed(about['classes'])}) are not, or not in the order of, those in "
+                    f"run.json ({listed(run.classes)}); fit the run again with --force."
+                )
             if head.weight.shape != (width, len(run.classes)) or head.bias.shape != (len(run.classes),):
                 raise RunError(
-                    f"{path}: a head for {head.weight.shape[0]} features and {head.weight.shape[-1]} classes does not fit "
-                    f"this run of {width} and {len(run.classes)}; fit the run again with --force."
+                    f"{path}: a head for {head.weight.shape[0]} features and {head.weight.shape[-1]} classes does not "
+                    f"fit this run of {width} and {len(run.classes)}; fit the run again with --force."
                 )
         try:
-            return cls(run, heads, graph_of(run.recipe))
+            graph = graph_of(run.recipe)
         except BackboneError as error:
             raise RunError(f"{run.path}: its backbone cannot be used here: {error}") from None
+        if run.info.get("graph") != json.loads(json.dumps(graph.key())):
+            raise RunError(
+                f"{run.path}: was fitted on other weights or preprocessing of '{graph.backbone.name}' than this "
+                "version has; fit the run again with --force."
+            )
+        return cls(run, heads, graph)
 
     def predict(
         self,
@@ -58,13 +71,14 @@ class Classifier:
         """Predictions, one row an image in the order given: path, label, p_<class> (the folds' mean), error.
 
         images: a folder (all its photos, sorted), one file, a list of files, or a table with a `path` column.
-        tta: 'plain' or 'flip' (mean over the photo and its mirror image); by default the views the run was trained with.
+        tta: 'plain' or 'flip' (mean over the photo and its mirror image); by default the views of training.
         A photo that cannot be read is a row with `error` set, label None and probabilities NaN; it is never dropped.
         """
         reporter = reporter or Reporter()
         if tta is not None and tta not in TTA:
             raise SourceError(f"--tta {tta}: known are {', '.join(TTA)}.")
-        root, paths = _listed(images)
+        root, given = _listed(images)
+        paths = list(dict.fromkeys(given))  # a photo that is named twice is two rows, computed once
         table = pd.DataFrame({"path": paths, "label": self.run.classes[0], "group": paths, "split": "test"})
         photos = Photos(table, root, self.run.classes, tuple(self.run.info["answers"]), (), "images", "")
         limit = int(self.run.recipe.image.max_megapixels * 1e6)
@@ -88,7 +102,10 @@ class Classifier:
         best = [self.run.classes[i] for i in np.nan_to_num(probabilities, nan=-1).argmax(1)]
         head = pd.DataFrame({"path": paths, "label": [None if problems[i] else best[i] for i in range(len(paths))]})
         columns = pd.DataFrame(probabilities, columns=probability_columns(self.run.classes))
-        return pd.concat([head, columns, pd.Series([problems[i] for i in range(len(paths))], name="error")], axis=1)
+        errors = pd.Series([problems[i] for i in range(len(paths))], name="error", dtype=object)
+        place = {path: i for i, path in enumerate(paths)}
+        rows = [place[path] for path in given]
+        return pd.concat([head, columns, errors], axis=1).iloc[rows].reset_index(drop=True)
 
 
 def load(run: str | Path | Run) -> Classifier:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,19 +63,17 @@ def fit(
     recipe, reporter = recipe or Recipe(), reporter or Reporter()
     graph, spent = graph_of(recipe), dict(timings or {})
     folder = Path(run) if run else default_folder(recipe)
-    with runs.begin(folder, recipe, photos, command or f"unfreeze fit {recipe.source.path} --run {folder}", force):
-        with _clock(spent, "look"):
-            photos, looks = run_checks(photos, int(recipe.image.max_megapixels * 1e6), reporter)
-        with _clock(spent, "folds"):
-            labels = _labels(photos)
-            units = photos.table["unit"].to_numpy(np.int64)
-            folds, findings = _folds(photos, looks, labels, units, recipe, by_group=recipe.folds.by_group)
-            photos = photos.with_table(photos.table.assign(fold=folds), *findings)
-            for finding in photos.findings:
-                if finding.severity != "info":
-                    reporter.say(
-                        f"{finding.severity.capitalize()}: {finding.path and finding.path + ': '}{finding.message}."
-                    )
+    command = command or f"unfreeze fit {recipe.source.path} --run {folder}"
+    runs.refuse(folder, recipe, force)
+    with _clock(spent, "look"):
+        photos, looks = run_checks(photos, int(recipe.image.max_megapixels * 1e6), reporter)
+    with _clock(spent, "folds"):
+        labels = _labels(photos)
+        units = photos.table["unit"].to_numpy(np.int64)
+        folds, findings = _folds(photos, looks, labels, units, recipe, by_group=recipe.folds.by_group)
+        photos = photos.with_table(photos.table.assign(fold=folds), *findings)
+        _tell(photos, reporter)
+    with runs.begin(folder, recipe, photos, command, force):
         with _clock(spent, "features"):
             features = compute_features(
                 photos.files(),
@@ -87,7 +86,7 @@ def fit(
                 reporter,
             )
             photos, folds = _without_failed(photos, features, folds)
-        identity = _identity(photos, graph, recipe, folds)
+        identity = _identity(photos, features, folds)
         with _clock(spent, "heads"):
             heads = _heads(folder, features, labels, units, folds, photos, recipe, identity, reporter)
         with _clock(spent, "judge"):
@@ -111,16 +110,17 @@ def fit(
                 )
         if compare_random:
             with _clock(spent, "random split"):
-                scores["random_split"] = _random_split(photos, looks, features, labels, recipe, graph, folder, folds)
+                scores["random_split"] = _random_split(photos, looks, features, labels, recipe, folder, folds)
         runs.save_table(folder / "photos.parquet", photos.table)
         runs.save_findings(folder, photos.findings)
         runs.save_table(folder / "oof.parquet", predictions)
         write_json(folder / "scores.json", scores)
         write_json(folder / "environment.json", environment(recipe.seed, spent))
-        _remove_scratch(folder)
+        shutil.rmtree(folder / "scratch", ignore_errors=True)
         return runs.finish(
             folder,
             backbone_info=graph.backbone.describe(),
+            graph=graph.key(),
             views=list(recipe.probe.views),
             blocks=[list(b) for b in features.blocks],
             engine=features.engine,
@@ -128,9 +128,23 @@ def fit(
         )
 
 
+def _tell(photos: Photos, reporter: Reporter) -> None:
+    """Says the findings above info, a few of each kind: all of them stand in findings.json and the report."""
+    kinds: dict[str, list[Finding]] = {}
+    for finding in photos.findings:
+        if finding.severity != "info":
+            kinds.setdefault(finding.check, []).append(finding)
+    for some in kinds.values():
+        for finding in some[:3]:
+            where = f"{finding.path}: " if finding.path else ""
+            reporter.say(f"Found ({finding.severity}): {where}{finding.message}.")
+        if len(some) > 3:
+            reporter.say(f"... and {len(some) - 3:,} more of this kind ({some[0].check}); `unfreeze check` lists them.")
+
+
 def _labels(photos: Photos) -> Labels:
     number = {name: i for i, name in enumerate(photos.classes)}
-    return photos.table["label"].map(number).to_numpy(np.int64)
+    return np.array([number[name] for name in photos.table["label"]], np.int64)
 
 
 def _folds(
@@ -173,8 +187,11 @@ def _without_failed(photos: Photos, features: Features, folds: Labels) -> tuple[
     """Photos that failed after their first look leave their fold, with a finding."""
     if not features.failed:
         return photos, folds
-    folds = folds.copy()
+    before, folds = folds, folds.copy()
     folds[list(features.failed)] = -1
+    if len(np.unique(folds[folds >= 0])) < len(np.unique(before[before >= 0])):
+        why = next(iter(features.failed.values()))
+        raise FoldError(f"a whole fold of photos cannot be read any more ({why}); run the same command again.")
     paths = photos.table["path"]
     findings = [
         Finding("unreadable", "warning", why, "mend or remove the file; it is left out of training", str(paths[i]))
@@ -183,10 +200,10 @@ def _without_failed(photos: Photos, features: Features, folds: Labels) -> tuple[
     return photos.with_table(photos.table.assign(fold=folds), *findings), folds
 
 
-def _identity(photos: Photos, graph: Graph, recipe: Recipe, folds: Labels) -> str:
+def _identity(photos: Photos, features: Features, folds: Labels) -> str:
     """Names features, order and folds: what a head or rotation was fitted on."""
     rows = [[h, int(f)] for h, f in zip(photos.table["hash"], folds, strict=True)]
-    return fingerprint([graph.key(), graph.preprocessing.crop, recipe.probe.views, rows])
+    return fingerprint([features.identity, rows])
 
 
 def _heads(
@@ -201,14 +218,15 @@ def _heads(
     reporter: Reporter,
 ) -> list[LinearHead]:
     """A head for each fold; those that an interrupted run has left are taken, the others fitted and kept at once."""
-    mark = fingerprint([identity, labels.tolist(), recipe.probe.model_dump(mode="json"), recipe.seed])
+    fitted_on = [labels.tolist(), units.tolist(), photos.classes, recipe.probe.model_dump(mode="json"), recipe.seed]
+    mark = fingerprint([identity, *fitted_on])
     heads: dict[int, LinearHead] = {}
     for k in range(recipe.folds.count):
         try:
-            head, whose = LinearHead.load(folder / f"fold-{k}" / "head.safetensors")
+            head, about = LinearHead.load(folder / f"fold-{k}" / "head.safetensors")
         except RunError:
             continue
-        if whose == mark:
+        if about["identity"] == mark:
             heads[k] = head
     todo = [k for k in range(recipe.folds.count) if k not in heads]
     classes = len(photos.classes)
@@ -226,7 +244,7 @@ def _heads(
         reporter,
     )
     for k, head in fitted:
-        head.save(folder / f"fold-{k}" / "head.safetensors", mark)
+        head.save(folder / f"fold-{k}" / "head.safetensors", mark, photos.classes)
         heads[k] = head
     return [heads[k] for k in range(recipe.folds.count)]
 
@@ -263,7 +281,6 @@ def _random_split(
     features: Features,
     labels: Labels,
     recipe: Recipe,
-    graph: Graph,
     folder: Path,
     safe: Labels,
 ) -> dict[str, Any]:
@@ -271,7 +288,7 @@ def _random_split(
     alone = np.arange(len(photos), dtype=np.int64)
     folds, _ = _folds(photos, looks, labels, alone, recipe, by_group=False)
     folds[safe < 0] = -1
-    identity = _identity(photos, graph, recipe, folds)
+    identity = _identity(photos, features, folds)
     proba = np.zeros((len(photos), len(photos.classes)))
     fitted = fit_folds(
         features,
@@ -290,14 +307,6 @@ def _random_split(
     rows = np.flatnonzero(folds >= 0)
     scores = out_of_fold_scores(labels[rows], proba[rows], alone[rows], photos.classes, seed=recipe.seed)
     return {name: scores[name] for name in ("accuracy", "macro_f1", "log_loss")}
-
-
-def _remove_scratch(folder: Path) -> None:
-    scratch = folder / "scratch"
-    if scratch.is_dir():
-        for file in scratch.glob("coordinates-*.npy"):
-            file.unlink()
-        scratch.rmdir()
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from unfreeze.model.backbones import Preprocessing
 from unfreeze.model.engines import BATCH, Engine, Graph, open_engine, recorded_engine
 
 # A new version number makes every feature be computed again: decoding or pooling changed.
-_VERSION = 1
+_VERSION = 2
 _FLUSH = 1024
 _SAMPLE = 4 * BATCH
 _HALF_MAX = float(np.finfo(np.float16).max)
@@ -44,12 +44,18 @@ class Features:
         """Number of features of a photo, all blocks together."""
         return sum(width for _, width in self.blocks)
 
+    @property
+    def identity(self) -> list[str]:
+        """Names what the columns are: network, preprocessing, precision and version, view by view."""
+        return [store.folder.name for store in self.stores]
+
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Features of the photos `rows`, float32 (len(rows), width), averaged over the views."""
         total = np.zeros((len(rows), self.width), np.float32)
         for store, places in zip(self.stores, self.places, strict=True):
             total += store.take(places[rows])
-        return total / len(self.stores)
+        total /= len(self.stores)
+        return total
 
     def forget_pages(self) -> None:
         """Gives back the memory of pages read so far; see RowStore."""
@@ -201,10 +207,11 @@ def _run(
     rows: list[list[NDArray[np.float16]]] = [[] for _ in views]
 
     def flush() -> None:
-        whole = len(done)
+        # Lists are emptied only after all is written: a flush that was cut off can be done again.
         for store, parts in zip(stores, rows, strict=True):
-            if whole:
-                store.append(keys[done], np.concatenate(parts)[:whole])
+            if done:
+                store.append(keys[done], np.concatenate(parts)[: len(done)])
+        for parts in rows:
             parts.clear()
         done.clear()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,13 @@ F32 = NDArray[np.float32]
 
 # Training rows that span the coordinates. Up to here the rotation is exact; beyond it is a seeded Nystroem
 # approximation (Williams & Seeger 2001) on that many rows, because an eigendecomposition costs their cube.
-LANDMARKS = 3000
+LANDMARKS = 2000
 # Deviations are floored at this share of their block's root mean square: nearly dead channels stay quiet.
 FLOOR = 0.05
-_PIECE = 1024
+_PIECE = 512
 _KEPT_BYTES = 64 << 20
 _VERSION = 1
+_PARTS = ("coordinates", "scale", "back")
 
 
 def signed_root(features: F32) -> F32:
@@ -105,9 +107,9 @@ class Rotation:
             raw = np.zeros((features.width, weight.shape[1]), np.float32)
             start = 0
             for rows in pieces_of(self.landmarks):
-                raw += signed_root(features.read(rows)).T @ amounts[start : start + len(rows)]
+                z = _standardised(features, rows, self.mean, self.deviation)
+                raw += z.T @ amounts[start : start + len(rows)]
                 start += len(rows)
-            raw = (raw - np.outer(self.mean, amounts.sum(0))) * self.deviation[:, None]
         raw = raw * self.deviation[:, None]
         return raw, bias - self.mean @ raw
 
@@ -130,16 +132,21 @@ def rotate(
     train = np.flatnonzero((folds >= 0) & (folds != fold))
     primal = features.width <= min(len(train), LANDMARKS)
     landmarks = None if primal else _landmarks(train, seed)
-    kept = cache_root() / "rotations" / fingerprint([identity, fold, seed, _VERSION])
+    kept = cache_root() / "rotations" / fingerprint([identity, fold, seed, LANDMARKS, FLOOR, _VERSION])
     stored = _load(kept, len(folds))
     if stored is None:
         found = _primal if primal else _dual
-        stored = found(features, folds, train, landmarks, mean, deviation, scratch / f"coordinates-{fold}.npy")
+        stored = found(features, folds, train, landmarks, mean, deviation, coordinates_file(scratch, fold))
         if stored[0].nbytes <= _KEPT_BYTES:
-            for name, array in zip(("scale", "back", "coordinates"), (stored[1], stored[2], stored[0]), strict=True):
-                write_whole(kept / f"{name}.npy", lambda p, a=array: np.save(p, a))
+            for name, array in zip(_PARTS, stored, strict=True):
+                write_whole(kept / f"{name}.npy", partial(np.save, arr=array))
     coordinates, scale, back = stored
     return Rotation(coordinates, scale, train, mean, deviation, landmarks, back)
+
+
+def coordinates_file(scratch: Path, fold: int) -> Path:
+    """Where coordinates lie that are too large for memory."""
+    return scratch / f"coordinates-{fold}.npy"
 
 
 def _landmarks(train: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
@@ -150,9 +157,7 @@ def _landmarks(train: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
 
 def _load(folder: Path, n: int) -> tuple[F32, F32, F32] | None:
     try:
-        coordinates, scale, back = (
-            np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("coordinates", "scale", "back")
-        )
+        coordinates, scale, back = (np.load(folder / f"{name}.npy", allow_pickle=False) for name in _PARTS)
     except (OSError, ValueError, EOFError):
         return None
     fits = coordinates.ndim == 2 and len(coordinates) == n and coordinates.shape[1] == len(scale) == back.shape[1]
@@ -207,7 +212,10 @@ def _dual(
 ) -> tuple[F32, F32, F32]:
     """More features than rows: by the kernel of the landmark rows; exact while all training rows are landmarks."""
     assert landmarks is not None
-    at = np.concatenate([_standardised(features, rows, mean, deviation) for rows in pieces_of(landmarks)])
+    at = np.empty((len(landmarks), features.width), np.float32)
+    for start in range(0, len(landmarks), _PIECE):
+        rows = landmarks[start : start + _PIECE]
+        at[start : start + len(rows)] = _standardised(features, rows, mean, deviation)
     values, vectors = _eigen(at @ at.T)
     back = vectors / np.sqrt(values)
     coordinates = _room(len(folds), len(values), file)
@@ -216,8 +224,7 @@ def _dual(
     for rows in pieces_of(others[~np.isin(others, landmarks)]):
         coordinates[rows] = (_standardised(features, rows, mean, deviation) @ at.T) @ back
     features.forget_pages()
-    scale = values / len(landmarks)
-    return coordinates, scale.astype(np.float32), back
+    return coordinates, (values / len(landmarks)).astype(np.float32), back.astype(np.float32, copy=False)
 
 
 def _eigen(symmetric: F32) -> tuple[F32, F32]:

@@ -49,6 +49,7 @@ def fit_softmax(
     """
     problems, r, c = len(penalty), len(scale), classes
     penalty = np.asarray(penalty, np.float32)
+    scale = np.asarray(scale, np.float32)
     curve = 0.5 * (1 - 1 / c) / max(c / 2, 1)  # typical p (1 - p) of a softmax part
     shrink = 1 / np.sqrt(curve * scale[None, :] + penalty[:, None])  # (P, r): W = shrink * V
     shrink_bias = np.float32(1 / np.sqrt(curve))
@@ -108,8 +109,9 @@ def fit_softmax(
         step[moved] = 1.0
         stuck = step[active] < 1e-4
         active = active[(np.linalg.norm(slopes[active], axis=1) > goal[active]) & ~stuck]
-    weight = v[:, : r * c].reshape(problems, r, c) * shrink[:, :, None]
-    return Solution(weight, v[:, r * c :] * shrink_bias, losses, passes)
+    weight = (v[:, : r * c].reshape(problems, r, c) * shrink[:, :, None]).astype(np.float32, copy=False)
+    bias = (v[:, r * c :] * shrink_bias).astype(np.float32, copy=False)
+    return Solution(weight, bias, losses, passes)
 
 
 class _Memory:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
-import os
 import platform
 import shutil
 import time
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 BATCH = 4
 # An engine is used if every photo's features point within this cosine of eager float32's.
 PARITY = 0.999
-_FORMAT = 1
+_FORMAT = 2
 Batch = NDArray[np.uint8]
 Features = NDArray[np.float32]
 
@@ -66,8 +66,9 @@ class Graph:
 
 @dataclass(frozen=True)
 class Engine:
-    """A compiled graph. `blocks`: name and width of each block; `run` maps uint8 batches to float32 features in order.
+    """A compiled graph. `blocks`: name and width of each block.
 
+    run: uint8 batches (n, size, size, 3), n at most BATCH, to float32 features (n, D), in order.
     name: 'openvino-f32', 'openvino-bf16' or 'torch'. precision: 'f32' or 'bf16': engines of one precision
     share cached features.
     """
@@ -108,6 +109,10 @@ def open_engine(graph: Graph, sample: Batch, wish: str = "auto", reporter: Repor
             f"engine = '{wish}': cosine {record['parity'][wish]:.4f} to float32 is under {PARITY}; use engine=auto."
         )
     blocks = _blocks(record)
+    if not _intact(folder, record):
+        reporter.say(f"Cache: {folder.name} (a converted network) is damaged; it is made again.")
+        shutil.rmtree(folder, ignore_errors=True)
+        return open_engine(graph, sample, wish, reporter)
     engine = _openvino_engine(folder, choice, blocks)
     if engine.precision != "f32":
         exact = _openvino_engine(folder, "openvino-f32", blocks)
@@ -157,18 +162,17 @@ def _convert(graph: Graph, folder: Path, sample: Batch, reporter: Reporter) -> d
         traced = torch.jit.trace(module, example, check_trace=False)
         converted = ov.convert_model(traced, input=[ov.PartialShape([BATCH, 3, size, size])])
     model = _with_preprocessing(converted, graph.preprocessing)
+    blocks = tuple(block_widths(module.network, graph.taps, size))
     temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp"
     with storage_errors(folder):
         temporary.mkdir(parents=True)
         try:
             ov.save_model(model, temporary / "model.xml", compress_to_fp16=False)
-            blocks = tuple(block_widths(graph.backbone.build(), graph.taps, size))
             reference = _outputs(_torch_engine(graph, module, blocks), sample)
-            record = _measure(temporary, blocks, sample, reference)
+            record = {**_measure(temporary, blocks, sample, reference), "files": _marks(temporary)}
             write_json(temporary / "engine.json", record)
             write_json(temporary / "about.json", {"what": "a converted network", **graph.key()})
-            with contextlib.suppress(OSError):  # another run was faster: its folder serves as well
-                os.replace(temporary, folder)
+            record = _put(temporary, folder, record)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     speeds = ", ".join(
@@ -176,6 +180,18 @@ def _convert(graph: Graph, folder: Path, sample: Batch, reporter: Reporter) -> d
     )
     seconds = time.perf_counter() - started
     reporter.say(f"Engine: {record['choice']}, measured once on this machine in {seconds:.1f} s ({speeds}).")
+    return record
+
+
+def _put(temporary: Path, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Renames into place; where another run was faster, its folder serves as well, with its own record."""
+    try:
+        temporary.replace(folder)
+    except OSError:
+        theirs = _read_record(folder)
+        if theirs is None:
+            raise
+        return theirs
     return record
 
 
@@ -210,14 +226,34 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
     try:
         record = json.loads((folder / "engine.json").read_text("utf-8"))
         usable = (
-            record["machine"] == machine() and (folder / "model.bin").is_file() and (folder / "model.xml").is_file()
+            record["machine"] == machine()
+            and record["choice"] in record["parity"]
+            and bool(_blocks(record))
+            and all((folder / name).stat().st_size == size for name, (size, _) in record["files"].items())
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         usable = False
     if not usable:
         shutil.rmtree(folder, ignore_errors=True)
         return None
     return dict(record)
+
+
+def _marks(folder: Path) -> dict[str, list[Any]]:
+    """Size and hash of the model's files."""
+    return {name: _mark(folder / name) for name in ("model.xml", "model.bin")}
+
+
+def _mark(file: Path) -> list[Any]:
+    with file.open("rb") as opened:
+        return [file.stat().st_size, hashlib.file_digest(opened, "sha256").hexdigest()]
+
+
+def _intact(folder: Path, record: dict[str, Any]) -> bool:
+    """Whether the model's bytes are those that were measured: a flipped one would spoil features without a word."""
+    with contextlib.suppress(OSError):
+        return bool(_marks(folder) == record["files"])
+    return False
 
 
 def _folder(graph: Graph) -> Path:
@@ -240,17 +276,21 @@ def _openvino_engine(folder: Path, name: str, blocks: tuple[tuple[str, int], ...
     def run(batches: Iterable[Batch]) -> Iterator[Features]:
         free = deque(requests)
         busy: deque[tuple[Any, int, Batch]] = deque()  # the batch is kept: its memory is shared, not copied
-        for batch in batches:
-            if not free:
+        try:
+            for batch in batches:
+                if not free:
+                    yield _finish(busy, free)
+                request, n = free.popleft(), len(batch)
+                if n < BATCH:
+                    batch = np.concatenate([batch, np.zeros((BATCH - n, *batch.shape[1:]), np.uint8)])
+                batch = np.ascontiguousarray(batch)
+                request.start_async([batch], share_inputs=True)
+                busy.append((request, n, batch))
+            while busy:
                 yield _finish(busy, free)
-            request, n = free.popleft(), len(batch)
-            if n < BATCH:
-                batch = np.concatenate([batch, np.zeros((BATCH - n, *batch.shape[1:]), np.uint8)])
-            batch = np.ascontiguousarray(batch)
-            request.start_async([batch], share_inputs=True)
-            busy.append((request, n, batch))
-        while busy:
-            yield _finish(busy, free)
+        finally:  # left early: nothing may go on reading pixels that are about to be freed
+            for request, _, _ in busy:
+                request.wait()
 
     return Engine(name, precision, blocks, run)
 
@@ -279,9 +319,11 @@ def _with_preprocessing(model: Any, preprocessing: Preprocessing) -> Any:
 def _torch_engine(graph: Graph, module: nn.Module | None = None, blocks: tuple[tuple[str, int], ...] = ()) -> Engine:
     import torch
 
+    # A module that is given is the reference of a conversion, which runs on the processor.
     device = "cuda" if torch.cuda.is_available() and module is None else "cpu"
-    ready = (module or graph.module()).to(device=device, memory_format=torch.channels_last)
-    blocks = blocks or tuple(block_widths(graph.backbone.build(), graph.taps, graph.preprocessing.size))
+    module = module or graph.module()
+    blocks = blocks or tuple(block_widths(module.network, graph.taps, graph.preprocessing.size))
+    ready = module.to(device=device, memory_format=torch.channels_last)
     p = graph.preprocessing
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) * 255 for v in (p.mean, p.std))
 

@@ -22,8 +22,8 @@ class Taps:
     @classmethod
     def parse(cls, stages: str, grid: int) -> Taps:
         """From a recipe's `probe.stages` ('last' or 'last:N') and `probe.grid`. RecipeError if it is neither."""
-        match = re.fullmatch(r"last(?::(\d+))?", stages)
-        if not match or match[1] == "0":
+        match = re.fullmatch(r"last(?::0*([1-9]\d{0,3}))?", stages)
+        if not match:
             raise RecipeError(f"probe.stages = '{stages}': write 'last' or 'last:N' with N of at least 1.")
         return cls(int(match[1] or 1), grid)
 
@@ -41,9 +41,9 @@ def stage_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def pooled_blocks(model: nn.Module, taps: Taps) -> nn.Module:
-    """A module (B, 3, S, S) float32 -> (B, D) float32: the tapped stages, averaged over grid x grid cells each, side by side.
+    """A module (B, 3, S, S) float32 -> (B, D) float32: each tapped stage averaged over grid x grid cells, side by side.
 
-    Within a block the order is channel, then row, then column of the grid.
+    Within a block the order is channel, then row, then column of the grid. The model itself is its `network`.
     """
     import torch
     from torch import nn

@@ -89,7 +89,12 @@ def load_state_dict(weights: PackagedWeights, model: nn.Module) -> dict[str, Ten
 
     path = checked_path(weights)
     found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    names = key_map(weights.keys, list(model.state_dict()))
+    try:
+        names = key_map(weights.keys, list(model.state_dict()))
+    except (KeyError, ValueError) as error:
+        raise BackboneError(
+            f"{path}: its key table does not know the network's tensor {error}; another timm?"
+        ) from None
     missing = [name for name in names.values() if name not in found]
     surplus = sorted(set(found) - set(names.values()))
     shapes = [o for o, n in names.items() if n in found and found[n].shape != model.state_dict()[o].shape]
@@ -118,7 +123,7 @@ def key_map(table: KeyTable, names: list[str]) -> dict[str, str]:
     first: dict[str, str] = {}
     for name in names:
         if name.startswith("blocks."):
-            _, stage, i, module, _ = name.split(".")
+            _, stage, i, module, *_ = name.split(".")
             block = f"blocks.{stage}.{i}"
             if block not in first:
                 first[block] = module

@@ -1,0 +1,60 @@
+"""`make bench`: runs every benchmark, or those named, and keeps their rows in benchmarks/results.
+
+python benchmarks/run.py feature_pass sets --data ../shared/data
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import feature_pass
+import memory
+import record
+import sets
+import whole_job
+
+Rows = Iterator[dict[str, Any]]
+# name -> what measures: (real photos or None, empty scratch folder, repeats) -> rows; and the columns to show
+BENCHMARKS: dict[str, tuple[Callable[[Path | None, Path, int], Rows], tuple[str, ...]]] = {
+    "feature_pass": (feature_pass.rows, feature_pass.HEADLINE),
+    "sets": (sets.rows, sets.HEADLINE),
+    "memory": (memory.rows, memory.HEADLINE),
+    "whole_job": (whole_job.rows, whole_job.HEADLINE),
+    "whole_job_2000": (whole_job.rows_2000, whole_job.HEADLINE),
+    "whole_job_full": (whole_job.rows_full, whole_job.HEADLINE),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data", metavar="DIR")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N")
+    asked = parser.parse_args()
+    unknown = sorted(set(asked.names) - BENCHMARKS.keys())
+    if unknown:
+        parser.error(f"no benchmark {', '.join(unknown)}; known are {', '.join(BENCHMARKS)}")
+    data = asked.data.resolve() if asked.data.is_dir() else None
+    if data is None:
+        print(f"{asked.data}: no such folder; benchmarks use generated photos or are skipped.")
+    for name in asked.names or BENCHMARKS:
+        measure, headline = BENCHMARKS[name]
+        started = time.perf_counter()
+        rows: list[dict[str, Any]] = []
+        with tempfile.TemporaryDirectory(prefix="unfreeze-bench-") as scratch:
+            for row in measure(data, Path(scratch), asked.repeats):
+                rows.append(row)
+                record.write_rows(name, rows)  # after every row: what is measured stays if the rest is interrupted
+                print(f"{name}: " + ", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+        if rows:
+            record.write_machine(name, time.perf_counter() - started, asked.repeats)
+            record.show(name, rows, headline)
+
+
+if __name__ == "__main__":
+    main()
