@@ -92,7 +92,7 @@ def draw_picture():
 def _engines(cache_folder, tmp_path_factory):
     """The session's engines folder, with the recipe's network converted."""
     pytest.importorskip("openvino")
-    from unfreeze.learn.crossval import graph_of
+    from unfreeze.learn.inputs import graphs_of
     from unfreeze.model.engines import open_engine
 
     draw = np.random.default_rng(0)
@@ -100,7 +100,7 @@ def _engines(cache_folder, tmp_path_factory):
     for i, label in enumerate(CLASSES):
         picture(folder / f"{i}.png", label, draw, (64, 64))
     sample = np.stack([np.asarray(Image.open(folder / f"{i}.png")) for i in range(3)])
-    open_engine(graph_of(RECIPE), sample, "openvino-f32")
+    open_engine(graphs_of(RECIPE)[0], sample, "openvino-f32")
     return cache_folder / "engines"
 
 

@@ -55,7 +55,7 @@ def test_held_out_predictions_come_out_again(run, photos):
     everything = load(run)
     for k in range(3):
         rows = oof[oof["fold"] == k]
-        alone = Classifier(run, (everything.heads[k],), everything.graph)
+        alone = Classifier(run, (everything.heads[k],), everything.graphs)
         found = alone.predict([photos.root / path for path in rows["path"]])
         np.testing.assert_allclose(found[P].to_numpy(), rows[P].to_numpy(), atol=1e-6)
         assert [p.removeprefix("p_") for p in found[P].idxmax(axis=1)] == list(found["label"])
@@ -68,7 +68,7 @@ def test_the_folds_are_averaged_as_for_the_test_split(run, photos):
     assert [f"test/{name}" for name in found["path"]] == list(held["path"])
     np.testing.assert_allclose(found[P].to_numpy(), held[P].to_numpy(), atol=1e-6)
     everything = load(run)
-    single = [Classifier(run, (h,), everything.graph).predict(photos.root / "test")[P] for h in everything.heads]
+    single = [Classifier(run, (h,), everything.graphs).predict(photos.root / "test")[P] for h in everything.heads]
     np.testing.assert_allclose(found[P].to_numpy(), np.mean([s.to_numpy() for s in single], axis=0), atol=1e-9)
 
 
@@ -171,7 +171,7 @@ def test_a_missing_or_damaged_head_is_refused(copied):
 
 
 def test_other_weights_than_those_of_training_are_refused(copied, run):
-    rewrite(copied, graph=run.info["graph"] | {"weights": "0" * 64})
+    rewrite(copied, inputs=[run.info["inputs"][0] | {"weights": "0" * 64}])
     with pytest.raises(RunError, match="other weights or preprocessing of 'tf_efficientnet_lite0'"):
         load(copied)
 

@@ -18,6 +18,7 @@ from unfreeze.core.recipe import read_recipe
 from unfreeze.core.runs import open_run
 from unfreeze.core.tables import Photos
 from unfreeze.learn import crossval as module
+from unfreeze.learn import inputs
 from unfreeze.learn.crossval import fit
 from unfreeze.learn.features import Features
 from unfreeze.learn.heads import LinearHead
@@ -182,13 +183,13 @@ def test_a_corrupt_photo_is_a_finding_and_takes_no_part(photos, recipe, tmp_path
 
 
 def test_a_photo_that_fails_after_its_first_look_leaves_its_fold(photos, recipe, tmp_path, monkeypatch):
-    real = module.compute_features
+    real = inputs.compute_features
 
     def failing(*args):
         features = real(*args)
         return Features(features.stores, features.places, features.blocks, {5: "damaged (cut off)"}, features.engine)
 
-    monkeypatch.setattr(module, "compute_features", failing)
+    monkeypatch.setattr(inputs, "compute_features", failing)
     run = fit(photos, recipe, tmp_path / "run")
     assert "train/005.jpg" not in set(run.predictions()["path"])
     assert [f["path"] for f in json.loads((run.path / "findings.json").read_text()) if f["check"] == "unreadable"] == [
@@ -197,14 +198,14 @@ def test_a_photo_that_fails_after_its_first_look_leaves_its_fold(photos, recipe,
 
 
 def test_photos_that_all_vanish_meanwhile_end_the_run_with_a_line(photos, recipe, tmp_path, monkeypatch):
-    real = module.compute_features
+    real = inputs.compute_features
 
     def failing(*args):
         features = real(*args)
         lost = dict.fromkeys(range(36), "no such file")
         return Features(features.stores, features.places, features.blocks, lost, features.engine)
 
-    monkeypatch.setattr(module, "compute_features", failing)
+    monkeypatch.setattr(inputs, "compute_features", failing)
     with pytest.raises(FoldError, match=r"whole fold .* cannot be read any more \(no such file\)"):
         fit(photos, recipe, tmp_path / "run")
 

@@ -13,8 +13,8 @@ from unfreeze.core.cache import RowStore, content_key
 from unfreeze.core.errors import PhotoError, StorageError
 from unfreeze.data.images import load_square
 from unfreeze.learn import features as module
-from unfreeze.learn.crossval import graph_of
 from unfreeze.learn.features import compute_features
+from unfreeze.learn.inputs import graphs_of
 from unfreeze.model.engines import open_engine
 
 BOTH = ("plain", "flip")
@@ -22,7 +22,7 @@ BOTH = ("plain", "flip")
 
 @pytest.fixture
 def graph(recipe):
-    return graph_of(recipe)
+    return graphs_of(recipe)[0]
 
 
 @pytest.fixture

@@ -108,7 +108,8 @@ def test_a_signal_is_found_and_judged_as_well_as_scikit_learn_does(store_feature
 def test_the_head_is_the_solution_on_standardised_features(store_features, fresh_cache, tmp_path, monkeypatch):
     """End to end against scikit-learn: standardise on training rows, weigh classes, C * n: the same probabilities."""
     linear = pytest.importorskip("sklearn.linear_model")
-    monkeypatch.setattr(module, "_TOLERANCE", 1e-5)
+    monkeypatch.setattr(module, "_COARSE", 1e-5)
+    monkeypatch.setattr(module, "_FINE", 1e-5)
     x, y, units, folds = grouped(width=30)
     y[y == 2] = np.where(np.arange((y == 2).sum()) < 12, 2, 0)
     strength = 30.0

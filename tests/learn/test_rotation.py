@@ -40,7 +40,15 @@ def standardised_by_hand(x, train, blocks):
 
 
 def turn(features, folds, fold, tmp_path, identity="x", seed=0):
-    return rotate(features, moments(features, folds, 4), folds, fold, seed, identity, tmp_path / "scratch")
+    return rotate(
+        features,
+        moments(features, folds, 4),
+        folds,
+        fold,
+        seed,
+        identity,
+        tmp_path / "scratch" / f"coordinates-{fold}.npy",
+    )
 
 
 def blocks_for(width):

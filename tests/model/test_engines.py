@@ -111,7 +111,8 @@ def test_an_engine_can_be_used_again_after_it_was_left_early(engines, graph, pix
 
 def test_the_first_conversion_is_kept_and_said(conversion, engines, graph):
     record = json.loads((folder_of(conversion[0]) / "engine.json").read_text())
-    (line,) = conversion[1]
+    before, line = conversion[1]
+    assert "converting EfficientNet-Lite0 at 64 px" in before
     assert "measured once on this machine" in line
     assert record["machine"] == machine()
     assert record["parity"]["openvino-f32"] > 0.99999

@@ -93,7 +93,10 @@ def fit(
     strategy: Annotated[str | None, typer.Option(help="probe: frozen backbone, linear head.", metavar="NAME")] = None,
     quality: Annotated[
         str | None,
-        typer.Option(help="fast: last layer, one view. good (default): five blocks, two views.", metavar="NAME"),
+        typer.Option(
+            help="fast: last layer, one view. good (default): five blocks, two views. best: several inputs race.",
+            metavar="NAME",
+        ),
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="A name from `unfreeze models`.", metavar="NAME")] = None,
     folds: Annotated[int | None, typer.Option(help="Number of outer folds (default 5).", metavar="N")] = None,

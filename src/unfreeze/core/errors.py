@@ -87,6 +87,11 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 def listed(items: Iterable[object], limit: int = 5) -> str:
     """The first `limit` items as text, and how many more there are: `a, b and 3 more`."""
     # Names come from files and tables: a line break or control character in one must not break the line.
-    texts = ["".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(item)) for item in items]
+    texts = [printable(str(item)) for item in items]
     head = ", ".join(texts[:limit])
     return head if len(texts) <= limit else f"{head} and {len(texts) - limit} more"
+
+
+def printable(text: str) -> str:
+    """The text with control characters replaced: names come from files, and may not drive a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

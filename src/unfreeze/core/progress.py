@@ -18,6 +18,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from unfreeze.core.errors import printable
+
 Advance = Callable[[int], None]
 
 
@@ -46,7 +48,8 @@ class ConsoleReporter(Reporter):
         self.console = console
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        wrapped = self.console.is_terminal  # a pipe gets whole lines
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=not wrapped)
 
     @contextmanager
     def bar(self, what: str, total: int) -> Iterator[Advance]:

@@ -47,10 +47,18 @@ class Folds(Section):
     by_group: bool = Field(default=True, description="false: split photo by photo, which flatters the score")
 
 
+class Input(Section):
+    """A candidate input of the race: 0 or empty text as in Image and Recipe."""
+
+    backbone: str = ""
+    size: int = Field(default=0, ge=0, le=2048)
+    crop: float = Field(default=0.0, ge=0.0, le=1.0)
+
+
 class Probe(Section):
     """The linear head on frozen features."""
 
-    views: tuple[Literal["plain", "flip"], ...] = ("plain", "flip")
+    views: tuple[Literal["plain", "flip"], ...] = Field(default=("plain", "flip"), min_length=1, max_length=2)
     stages: str = Field(default="last:5", description="'last': the final pooled layer, or 'last:N': the last N blocks")
     grid: int = Field(default=3, ge=1, le=7, description="each block is averaged over grid x grid cells")
     strengths: tuple[Annotated[float, Field(gt=0)], ...] = Field(
@@ -61,12 +69,27 @@ class Probe(Section):
     class_weight: float = Field(
         default=0.5, ge=0.0, le=1.0, description="power of the inverse class frequency; 0 is off"
     )
+    race: tuple[Input, ...] = Field(
+        default=(), description="inputs that race inside each training fold, alone and in pairs; none: image.*"
+    )
+    race_minutes: float = Field(default=3.0, gt=0, description="inputs that would outlast this are left out")
 
 
 # What one word of quality stands for; `good` is the default recipe.
 QUALITIES: dict[str, dict[str, Any]] = {
     "fast": {"probe.stages": "last", "probe.grid": 1, "probe.views": ("plain",)},
     "good": {"probe.stages": "last:5", "probe.grid": 3, "probe.views": ("plain", "flip")},
+    "best": {
+        "probe.stages": "last:5",
+        "probe.grid": 3,
+        "probe.views": ("plain", "flip"),
+        "probe.race": (
+            {"backbone": "tf_efficientnet_lite0", "size": 224, "crop": 0.875},
+            {"backbone": "tf_efficientnet_lite0", "size": 320, "crop": 1.0},
+            {"backbone": "tf_efficientnet_lite2", "size": 260, "crop": 0.89},
+            {"backbone": "tf_efficientnet_lite2", "size": 320, "crop": 1.0},
+        ),
+    },
 }
 
 

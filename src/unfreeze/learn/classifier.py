@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +15,12 @@ from unfreeze.core.runs import Run, open_run
 from unfreeze.core.tables import Photos, probability_columns
 from unfreeze.data.listing import list_images
 from unfreeze.data.looks import look
-from unfreeze.learn.crossval import graph_of
 from unfreeze.learn.features import compute_features
 from unfreeze.learn.heads import LinearHead, predict_folds
+from unfreeze.learn.inputs import JoinedFeatures
+from unfreeze.model.backbones import find_backbone
 from unfreeze.model.engines import Graph
+from unfreeze.model.stages import Taps
 
 TTA = {"plain": ("plain",), "flip": ("plain", "flip")}
 
@@ -30,36 +31,33 @@ class Classifier:
 
     run: Run
     heads: tuple[LinearHead, ...]
-    graph: Graph
+    graphs: tuple[Graph, ...]
 
     @classmethod
     def load(cls, run: str | Path | Run) -> Classifier:
         """From a run or its folder. RunError if it is unfinished, damaged, or its parts do not fit together."""
         run = run if isinstance(run, Run) else open_run(run)
-        loaded = [LinearHead.load(path) for path in run.head_files()]
-        heads = tuple(head for head, _ in loaded)
-        width = sum(int(w) for _, w in run.info.get("blocks", []))
-        for path, (head, about) in zip(run.head_files(), loaded, strict=True):
+        graphs, widths = _graphs(run)
+        heads = []
+        for path in run.head_files():
+            head, about = LinearHead.load(path)
             if about["classes"] != run.classes:
                 raise RunError(
                     f"{path}: its classes ({listed(about['classes'])}) are not, or not in the order of, those in "
                     f"run.json ({listed(run.classes)}); fit the run again with --force."
                 )
+            known = all(0 <= i < len(widths) for i in head.inputs)
+            width = sum(widths[i] for i in head.inputs) if known else -1
             if head.weight.shape != (width, len(run.classes)) or head.bias.shape != (len(run.classes),):
                 raise RunError(
                     f"{path}: a head for {head.weight.shape[0]} features and {head.weight.shape[-1]} classes does not "
                     f"fit this run of {width} and {len(run.classes)}; fit the run again with --force."
                 )
-        try:
-            graph = graph_of(run.recipe)
-        except BackboneError as error:
-            raise RunError(f"{run.path}: its backbone cannot be used here: {error}") from None
-        if run.info.get("graph") != json.loads(json.dumps(graph.key())):
-            raise RunError(
-                f"{run.path}: was fitted on other weights or preprocessing of '{graph.backbone.name}' than this "
-                "version has; fit the run again with --force."
-            )
-        return cls(run, heads, graph)
+            heads.append(head)
+        # Inputs that lost the race in every fold need not be computed for a prediction.
+        used = sorted({i for head in heads for i in head.inputs})
+        renumbered = tuple(replace(head, inputs=tuple(used.index(i) for i in head.inputs)) for head in heads)
+        return cls(run, renumbered, tuple(graphs[i] for i in used))
 
     def predict(
         self,
@@ -84,16 +82,12 @@ class Classifier:
         limit = int(self.run.recipe.image.max_megapixels * 1e6)
         looks = look(photos, limit, reporter)
         views = TTA[tta] if tta else self.run.recipe.probe.views
-        features = compute_features(
-            photos.files(),
-            looks.keys,
-            looks.readable,
-            self.graph,
-            views,
-            self.run.recipe.engine,
-            limit,
-            reporter,
-        )
+        files, wish = photos.files(), self.run.recipe.engine
+        parts = [
+            compute_features(files, looks.keys, looks.readable, graph, views, wish, limit, reporter)
+            for graph in self.graphs
+        ]
+        features = JoinedFeatures(tuple(parts))
         problems = dict(enumerate(looks.problem)) | features.failed
         good = np.array([i for i in range(len(paths)) if not problems[i]], np.int64)
         probabilities = np.full((len(paths), len(self.run.classes)), np.nan)
@@ -106,6 +100,29 @@ class Classifier:
         place = {path: i for i, path in enumerate(paths)}
         rows = [place[path] for path in given]
         return pd.concat([head, columns, errors], axis=1).iloc[rows].reset_index(drop=True)
+
+
+def _graphs(run: Run) -> tuple[list[Graph], list[int]]:
+    """The networks that the run's inputs were read by, and the number of features of each."""
+    graphs, widths = [], []
+    for written in run.info.get("inputs", []):
+        try:
+            backbone = find_backbone(written["backbone"])
+            preprocessing = backbone.preprocessing.resolved(written["size"], written["crop"])
+            graph = Graph(backbone, preprocessing, Taps.parse(written["stages"], written["grid"]))
+            width = int(written["features"])
+        except BackboneError as error:
+            raise RunError(f"{run.path}: its backbone cannot be used here: {error}") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{run.path}: run.json is damaged (inputs: {error}); fit the run again.") from None
+        if {**graph.described(), "features": width} != written:
+            raise RunError(
+                f"{run.path}: was fitted on other weights or preprocessing of '{backbone.name}' than this "
+                "version has; fit the run again with --force."
+            )
+        graphs.append(graph)
+        widths.append(width)
+    return graphs, widths
 
 
 def load(run: str | Path | Run) -> Classifier:

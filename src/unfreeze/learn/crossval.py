@@ -26,20 +26,10 @@ from unfreeze.data.folds import make_folds
 from unfreeze.data.looks import Looks
 from unfreeze.judge.metrics import confusion_matrix, macro_f1, out_of_fold_scores
 from unfreeze.learn.environment import environment
-from unfreeze.learn.features import Features, compute_features
 from unfreeze.learn.heads import LinearHead, fit_folds, predict_folds
-from unfreeze.model.backbones import find_backbone
-from unfreeze.model.engines import Graph
-from unfreeze.model.stages import Taps
+from unfreeze.learn.inputs import JoinedFeatures, compute_inputs, graphs_of
 
 Labels = NDArray[np.int64]
-
-
-def graph_of(recipe: Recipe) -> Graph:
-    """The frozen network that a recipe asks for: backbone, preprocessing, blocks."""
-    backbone = find_backbone(recipe.backbone)
-    taps = Taps.parse(recipe.probe.stages, recipe.probe.grid)
-    return Graph(backbone, backbone.preprocessing.resolved(recipe.image.size, recipe.image.crop), taps)
 
 
 def fit(
@@ -61,7 +51,8 @@ def fit(
     Raises RunError, FoldError, SourceError, BackboneError, EngineError or StorageError; each says what to do.
     """
     recipe, reporter = recipe or Recipe(), reporter or Reporter()
-    graph, spent = graph_of(recipe), dict(timings or {})
+    spent = dict(timings or {})
+    graphs_of(recipe)  # what the recipe asks for must exist before any work is done for it
     folder = Path(run) if run else default_folder(recipe)
     command = command or f"unfreeze fit {recipe.source.path} --run {folder}"
     runs.refuse(folder, recipe, force)
@@ -75,18 +66,9 @@ def fit(
         _tell(photos, reporter)
     with runs.begin(folder, recipe, photos, command, force):
         with _clock(spent, "features"):
-            features = compute_features(
-                photos.files(),
-                looks.keys,
-                looks.readable,
-                graph,
-                recipe.probe.views,
-                recipe.engine,
-                int(recipe.image.max_megapixels * 1e6),
-                reporter,
-            )
+            features, graphs = compute_inputs(photos.files(), looks.keys, looks.readable, recipe, reporter)
             photos, folds = _without_failed(photos, features, folds)
-        identity = _identity(photos, features, folds)
+        identity = _identity(photos, folds)
         with _clock(spent, "heads"):
             heads = _heads(folder, features, labels, units, folds, photos, recipe, identity, reporter)
         with _clock(spent, "judge"):
@@ -119,10 +101,12 @@ def fit(
         shutil.rmtree(folder / "scratch", ignore_errors=True)
         return runs.finish(
             folder,
-            backbone_info=graph.backbone.describe(),
-            graph=graph.key(),
+            backbone_info=graphs[0].backbone.describe(),
+            inputs=[
+                {**graph.described(), "features": part.width}
+                for graph, part in zip(graphs, features.parts, strict=True)
+            ],
             views=list(recipe.probe.views),
-            blocks=[list(b) for b in features.blocks],
             engine=features.engine,
             identity=identity,
         )
@@ -177,13 +161,13 @@ def _folds(
     return folds, findings
 
 
-def _usable(photos: Photos, looks: Looks, features: Features) -> NDArray[np.bool_]:
+def _usable(photos: Photos, looks: Looks, features: JoinedFeatures) -> NDArray[np.bool_]:
     usable = looks.readable.copy()
     usable[list(features.failed)] = False
     return usable
 
 
-def _without_failed(photos: Photos, features: Features, folds: Labels) -> tuple[Photos, Labels]:
+def _without_failed(photos: Photos, features: JoinedFeatures, folds: Labels) -> tuple[Photos, Labels]:
     """Photos that failed after their first look leave their fold, with a finding."""
     if not features.failed:
         return photos, folds
@@ -200,15 +184,14 @@ def _without_failed(photos: Photos, features: Features, folds: Labels) -> tuple[
     return photos.with_table(photos.table.assign(fold=folds), *findings), folds
 
 
-def _identity(photos: Photos, features: Features, folds: Labels) -> str:
-    """Names features, order and folds: what a head or rotation was fitted on."""
-    rows = [[h, int(f)] for h, f in zip(photos.table["hash"], folds, strict=True)]
-    return fingerprint([features.identity, rows])
+def _identity(photos: Photos, folds: Labels) -> str:
+    """Names the photos' contents, their order and folds: what a rotation was made of, beside the features."""
+    return fingerprint([[h, int(f)] for h, f in zip(photos.table["hash"], folds, strict=True)])
 
 
 def _heads(
     folder: Path,
-    features: Features,
+    features: JoinedFeatures,
     labels: Labels,
     units: Labels,
     folds: Labels,
@@ -219,7 +202,7 @@ def _heads(
 ) -> list[LinearHead]:
     """A head for each fold; those that an interrupted run has left are taken, the others fitted and kept at once."""
     fitted_on = [labels.tolist(), units.tolist(), photos.classes, recipe.probe.model_dump(mode="json"), recipe.seed]
-    mark = fingerprint([identity, *fitted_on])
+    mark = fingerprint([features.identity, identity, *fitted_on])
     heads: dict[int, LinearHead] = {}
     for k in range(recipe.folds.count):
         try:
@@ -270,6 +253,7 @@ def _fold_rows(
                 "accuracy": float(np.trace(confusion) / len(rows)),
                 "macro_f1": float(macro_f1(confusion)),
                 "strength": head.strength,
+                "inputs": list(head.inputs),
             }
         )
     return out
@@ -278,7 +262,7 @@ def _fold_rows(
 def _random_split(
     photos: Photos,
     looks: Looks,
-    features: Features,
+    features: JoinedFeatures,
     labels: Labels,
     recipe: Recipe,
     folder: Path,
@@ -288,7 +272,7 @@ def _random_split(
     alone = np.arange(len(photos), dtype=np.int64)
     folds, _ = _folds(photos, looks, labels, alone, recipe, by_group=False)
     folds[safe < 0] = -1
-    identity = _identity(photos, features, folds)
+    identity = _identity(photos, folds)
     proba = np.zeros((len(photos), len(photos.classes)))
     fitted = fit_folds(
         features,

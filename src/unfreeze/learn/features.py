@@ -40,6 +40,11 @@ class Features:
     engine: str
 
     @property
+    def inputs(self) -> int:
+        """How many inputs (backbone, size, crop) there are: one; `JoinedFeatures` has several."""
+        return 1
+
+    @property
     def width(self) -> int:
         """Number of features of a photo, all blocks together."""
         return sum(width for _, width in self.blocks)
@@ -48,6 +53,10 @@ class Features:
     def identity(self) -> list[str]:
         """Names what the columns are: network, preprocessing, precision and version, view by view."""
         return [store.folder.name for store in self.stores]
+
+    def select(self, inputs: tuple[int, ...]) -> Features:
+        """The features of these inputs: itself, for (0,) is the only choice."""
+        return self
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Features of the photos `rows`, float32 (len(rows), width), averaged over the views."""
@@ -79,13 +88,8 @@ def compute_features(
     Interrupted, it keeps what is computed, and the next call goes on from there.
     """
     reporter = reporter or Reporter()
-    recorded = recorded_engine(graph, wish)
-    if recorded:
-        for precision in dict.fromkeys((recorded.precision, "f32")):
-            stores = _stores(graph, views, precision, recorded.blocks, reporter)
-            places = tuple(store.find(keys) for store in stores)
-            if all((p[readable, 0] >= 0).all() for p in places):
-                return Features(stores, places, recorded.blocks, {}, "cache")
+    if (known := cached_features(keys, readable, graph, views, wish, reporter)) is not None:
+        return known
     engine, failed = _open(files, keys, readable, graph, wish, max_pixels, reporter)
     stores = _stores(graph, views, engine.precision, engine.blocks, reporter)
     lacking = readable & np.any([store.find(keys)[:, 0] < 0 for store in stores], axis=0)
@@ -97,6 +101,25 @@ def compute_features(
     for i in np.flatnonzero(readable & (places[0][:, 0] < 0)):
         failed.setdefault(int(i), "its content changed while it was read")
     return Features(stores, places, engine.blocks, failed, engine.name)
+
+
+def cached_features(
+    keys: NDArray[np.uint64],
+    readable: NDArray[np.bool_],
+    graph: Graph,
+    views: tuple[str, ...],
+    wish: str = "auto",
+    reporter: Reporter | None = None,
+) -> Features | None:
+    """The features if the cache holds those of every readable photo, else None. Loads no network."""
+    recorded = recorded_engine(graph, wish)
+    if recorded:
+        for precision in dict.fromkeys((recorded.precision, "f32")):
+            stores = _stores(graph, views, precision, recorded.blocks, reporter or Reporter())
+            places = tuple(store.find(keys) for store in stores)
+            if all((p[readable, 0] >= 0).all() for p in places):
+                return Features(stores, places, recorded.blocks, {}, "cache")
+    return None
 
 
 def _stores(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from threadpoolctl import threadpool_limits
 
 from unfreeze.core.errors import RunError
@@ -19,15 +19,16 @@ from unfreeze.core.files import write_whole
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Probe
 from unfreeze.core.work import cores, in_threads
-from unfreeze.learn.features import Features
-from unfreeze.learn.rotation import Moments, Rotation, coordinates_file, moments, pieces_of, rotate, signed_root
+from unfreeze.learn.inputs import AnyFeatures
+from unfreeze.learn.rotation import Moments, Rotation, moments, pieces_of, rotate, signed_root
 from unfreeze.learn.softmax import fit_softmax
 
 F32 = NDArray[np.float32]
 # Two inner validation folds settle the penalty as well as four, at half the price: macro F1 differed by .003 at most
 # on the masks, clothing and trash photos of the benchmarks.
 _INNER = 2
-_TOLERANCE = 3e-3
+# Where only losses are compared, and for the head that is kept.
+_COARSE, _FINE = 3e-3, 1e-3
 _PIECE = 4096
 _BATCH_BYTES = 256 << 20
 
@@ -36,12 +37,14 @@ _BATCH_BYTES = 256 << 20
 class LinearHead:
     """A fitted head as one linear map on the signed root of the features.
 
-    weight: float32 (D, C). bias: float32 (C,). strength: the chosen inverse penalty.
+    weight: float32 (D, C). bias: float32 (C,). strength: the chosen inverse penalty. inputs: numbers of the inputs
+    whose features it reads, side by side in that order.
     """
 
     weight: F32
     bias: F32
     strength: float
+    inputs: tuple[int, ...] = (0,)
 
     def logits(self, features: F32) -> F32:
         """float32 (n, C) of float32 (n, D) features, as `Features.read` gives them."""
@@ -50,8 +53,10 @@ class LinearHead:
     def save(self, path: Path, identity: str, classes: Sequence[str] = ()) -> None:
         """Writes safetensors whole; `identity` says what it was fitted on, `classes` what its columns are."""
         tensors = {"weight": self.weight, "bias": self.bias}
-        metadata = {"identity": identity, "strength": repr(self.strength), "classes": json.dumps(list(classes))}
-        write_whole(path, lambda p: save_file(tensors, p, metadata))
+        about = {"identity": identity, "classes": list(classes), "strength": self.strength, "inputs": self.inputs}
+        # One key: safetensors writes several in any order, and equal heads should be equal bytes.
+        content = save(tensors, {"head": json.dumps(about)})
+        write_whole(path, lambda p: p.write_bytes(content))
 
     @classmethod
     def load(cls, path: Path) -> tuple[LinearHead, dict[str, Any]]:
@@ -61,10 +66,11 @@ class LinearHead:
         try:
             tensors = load_file(path)
             with safe_open(path, "numpy") as file:
-                metadata = file.metadata() or {}
-            head = cls(tensors["weight"], tensors["bias"], float(metadata["strength"]))
-            about = {"identity": metadata["identity"], "classes": tuple(json.loads(metadata["classes"]))}
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+                written = json.loads((file.metadata() or {})["head"])
+            inputs = tuple(int(i) for i in written["inputs"])
+            head = cls(tensors["weight"], tensors["bias"], float(written["strength"]), inputs)
+            about = {"identity": written["identity"], "classes": tuple(written["classes"])}
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise RunError(f"{path}: cannot be read as a head ({error}); fit the run again with --force.") from None
         return head, about
 
@@ -77,7 +83,7 @@ def softmax(logits: F32) -> NDArray[np.float64]:
 
 
 def fit_folds(
-    features: Features,
+    features: AnyFeatures,
     labels: NDArray[np.int64],
     units: NDArray[np.int64],
     folds: NDArray[np.int64],
@@ -93,13 +99,13 @@ def fit_folds(
 
     labels: int (n,). units: int (n,), the groups that stay together. folds: int (n,), -1 for rows that take no part.
     The strength of each fold's head is the one with the least log loss on group-safe inner splits of its training
-    rows; the outer fold has no part in it. identity: names the features and folds, for the rotation's cache.
+    rows; the outer fold has no part in it. identity: names the rows and folds, for the rotation's cache.
     """
     count = int(folds.max()) + 1
     todo = list(range(count)) if only is None else only
     if not todo:
         return
-    statistics = moments(features, folds, count)
+    statistics = [moments(features.select((i,)), folds, count) for i in range(features.inputs)]
     # By the number of all folds, not of those left to do: with other BLAS threads the last bits would differ,
     # and a run taken up again must equal one that was never cut off.
     workers = min(cores(), count)
@@ -121,7 +127,7 @@ def fit_folds(
 
 
 def _fit_fold(
-    features: Features,
+    features: AnyFeatures,
     labels: NDArray[np.int64],
     units: NDArray[np.int64],
     folds: NDArray[np.int64],
@@ -131,37 +137,75 @@ def _fit_fold(
     seed: int,
     identity: str,
     scratch: Path,
-    statistics: Moments,
+    statistics: list[Moments],
 ) -> LinearHead:
+    """The head of one fold. Several inputs race: each alone, then the best of them with each other one."""
+    splits = inner_splits(np.flatnonzero((folds >= 0) & (folds != fold)), units, folds, seed)
+
+    def attempt(inputs: tuple[int, ...]) -> _Attempt:
+        part, known = features.select(inputs), Moments.joined([statistics[i] for i in inputs])
+        place = scratch / f"fold-{fold}-{'-'.join(map(str, inputs))}.npy"
+        rotation = rotate(part, known, folds, fold, seed, identity, place)
+        losses = _inner_losses(rotation, splits, labels, classes, probe)
+        best = int(losses.argmin()) if splits else len(probe.strengths) // 2
+        return _Attempt(inputs, rotation, probe.strengths[best], float(losses[best]), place)
+
+    winner = attempt((0,))
     try:
-        rotation = rotate(features, statistics, folds, fold, seed, identity, scratch)
-        return _choose_and_fit(rotation, features, labels, units, folds, classes, probe, seed)
+        alone = [(i,) for i in range(1, features.inputs)]
+        for candidate in alone:
+            winner = winner.against(attempt(candidate))
+        best_alone = winner.inputs[0]
+        for other in range(features.inputs):
+            if other != best_alone:
+                winner = winner.against(attempt((best_alone, other)))
+        weight, bias = _solve(
+            winner.rotation, labels, winner.rotation.train, (winner.strength,), classes, probe.class_weight, _FINE
+        )
+        unfolded = winner.rotation.unfold(features.select(winner.inputs), weight[0], bias[0])
+        return LinearHead(*unfolded, strength=winner.strength, inputs=winner.inputs)
     finally:
-        with contextlib.suppress(OSError):  # a large rotation's file: gone with the fold, not with the run
-            coordinates_file(scratch, fold).unlink()
+        winner.clean()
 
 
-def _choose_and_fit(
+@dataclass(frozen=True)
+class _Attempt:
+    """Some inputs, tried inside a training fold: the best strength and its inner log loss."""
+
+    inputs: tuple[int, ...]
+    rotation: Rotation
+    strength: float
+    loss: float
+    place: Path
+
+    def against(self, other: _Attempt) -> _Attempt:
+        """The one with the lower loss, ties to the earlier; the loser's file goes."""
+        winner, loser = (other, self) if other.loss < self.loss else (self, other)
+        loser.clean()
+        return winner
+
+    def clean(self) -> None:
+        """Takes away the file of a large rotation."""
+        with contextlib.suppress(OSError):
+            self.place.unlink()
+
+
+def _inner_losses(
     rotation: Rotation,
-    features: Features,
+    splits: list[tuple[NDArray[np.int64], NDArray[np.int64]]],
     labels: NDArray[np.int64],
-    units: NDArray[np.int64],
-    folds: NDArray[np.int64],
     classes: int,
     probe: Probe,
-    seed: int,
-) -> LinearHead:
-    splits = inner_splits(rotation.train, units, folds, seed)
+) -> NDArray[np.float64]:
+    """Log loss on the inner validation rows for each strength, float64 (S,)."""
     losses = np.zeros(len(probe.strengths))
     for train, valid in splits:
-        weight, bias = _solve(rotation, labels, train, probe.strengths, classes, probe.class_weight)
+        weight, bias = _solve(rotation, labels, train, probe.strengths, classes, probe.class_weight, _COARSE)
         for s in range(len(probe.strengths)):
             logits = rotation.coordinates[valid] @ weight[s] + bias[s]
             chosen = softmax(logits)[np.arange(len(valid)), labels[valid]]
             losses[s] -= np.log(np.maximum(chosen, 1e-15)).mean()
-    best = probe.strengths[int(losses.argmin()) if splits else len(probe.strengths) // 2]
-    weight, bias = _solve(rotation, labels, rotation.train, (best,), classes, probe.class_weight)
-    return LinearHead(*rotation.unfold(features, weight[0], bias[0]), strength=best)
+    return losses
 
 
 def inner_splits(
@@ -190,6 +234,7 @@ def _solve(
     strengths: tuple[float, ...],
     classes: int,
     power: float,
+    tolerance: float,
 ) -> tuple[F32, F32]:
     """Weights (S, r, C) and biases (S, C) for each strength, in batches that fit the memory."""
     r = rotation.coordinates.shape[1]
@@ -217,18 +262,18 @@ def _solve(
             1 / (some * len(train)),
             rotation.scale,
             classes,
-            tolerance=_TOLERANCE,
+            tolerance=tolerance,
         )
         weights.append(solution.weight)
         biases.append(solution.bias)
     return np.concatenate(weights), np.concatenate(biases)
 
 
-def predict_folds(features: Features, heads: list[LinearHead], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+def predict_folds(features: AnyFeatures, heads: list[LinearHead], rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Probabilities float64 (len(rows), C): the mean over the heads' probabilities."""
     parts = []
     for piece in pieces_of(rows):
-        x = features.read(piece)
-        parts.append(np.mean([softmax(head.logits(x)) for head in heads], axis=0))
+        read = {inputs: features.select(inputs).read(piece) for inputs in dict.fromkeys(h.inputs for h in heads)}
+        parts.append(np.mean([softmax(head.logits(read[head.inputs])) for head in heads], axis=0))
     features.forget_pages()
     return np.concatenate(parts) if parts else np.zeros((0, len(heads[0].bias)))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from unfreeze.core.cache import cache_root, fingerprint
 from unfreeze.core.files import write_whole
-from unfreeze.learn.features import Features
+from unfreeze.learn.inputs import AnyFeatures
 
 F32 = NDArray[np.float32]
 
@@ -47,6 +47,11 @@ class Moments:
     total: NDArray[np.float64]
     square: NDArray[np.float64]
 
+    @classmethod
+    def joined(cls, some: list[Moments]) -> Moments:
+        """Those of several inputs side by side."""
+        return cls(some[0].count, np.hstack([m.total for m in some]), np.hstack([m.square for m in some]))
+
     def standard(self, without: int, blocks: tuple[tuple[str, int], ...]) -> tuple[F32, F32]:
         """Mean and scale (D,) for training on all folds but `without`; each block weighs the same in the sum."""
         n = self.count.sum() - self.count[without]
@@ -61,7 +66,7 @@ class Moments:
         return mean.astype(np.float32), scale.astype(np.float32)
 
 
-def moments(features: Features, folds: NDArray[np.int64], count: int) -> Moments:
+def moments(features: AnyFeatures, folds: NDArray[np.int64], count: int) -> Moments:
     """One pass over the features for the moments of all folds; rows of fold -1 take no part."""
     n, total, square = np.zeros(count), np.zeros((count, features.width)), np.zeros((count, features.width))
     for fold in range(count):
@@ -98,7 +103,7 @@ class Rotation:
     landmarks: NDArray[np.int64] | None
     back: F32
 
-    def unfold(self, features: Features, weight: F32, bias: F32) -> tuple[F32, F32]:
+    def unfold(self, features: AnyFeatures, weight: F32, bias: F32) -> tuple[F32, F32]:
         """(r, C) weight and (C,) bias in coordinates -> (D, C) and (C,) on the rooted features themselves."""
         if self.landmarks is None:
             raw = self.back @ weight
@@ -115,38 +120,35 @@ class Rotation:
 
 
 def rotate(
-    features: Features,
+    features: AnyFeatures,
     moments: Moments,
     folds: NDArray[np.int64],
     fold: int,
     seed: int,
     identity: str,
-    scratch: Path,
+    place: Path,
 ) -> Rotation:
     """The rotation for training on all folds but `fold` (rows with fold -1 take no part at all).
 
-    identity: names the features and folds; a small rotation is kept in the cache under it, since it depends on no
-    label: heads can be refitted with other settings in no time. Large coordinates go to a file in `scratch`.
+    identity: names the rows and folds; a small rotation is kept in the cache under it, since it depends on no
+    label: heads can be refitted with other settings in no time. Large coordinates go to the file `place`.
     """
     mean, deviation = moments.standard(fold, features.blocks)
     train = np.flatnonzero((folds >= 0) & (folds != fold))
     primal = features.width <= min(len(train), LANDMARKS)
     landmarks = None if primal else _landmarks(train, seed)
-    kept = cache_root() / "rotations" / fingerprint([identity, fold, seed, LANDMARKS, FLOOR, _VERSION])
+    kept = (
+        cache_root() / "rotations" / fingerprint([features.identity, identity, fold, seed, LANDMARKS, FLOOR, _VERSION])
+    )
     stored = _load(kept, len(folds))
     if stored is None:
         found = _primal if primal else _dual
-        stored = found(features, folds, train, landmarks, mean, deviation, coordinates_file(scratch, fold))
+        stored = found(features, folds, train, landmarks, mean, deviation, place)
         if stored[0].nbytes <= _KEPT_BYTES:
             for name, array in zip(_PARTS, stored, strict=True):
                 write_whole(kept / f"{name}.npy", partial(np.save, arr=array))
     coordinates, scale, back = stored
     return Rotation(coordinates, scale, train, mean, deviation, landmarks, back)
-
-
-def coordinates_file(scratch: Path, fold: int) -> Path:
-    """Where coordinates lie that are too large for memory."""
-    return scratch / f"coordinates-{fold}.npy"
 
 
 def _landmarks(train: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
@@ -172,7 +174,7 @@ def _room(n: int, r: int, file: Path) -> F32:
     return np.lib.format.open_memmap(file, "w+", np.float32, (n, r))
 
 
-def _standardised(features: Features, rows: NDArray[np.int64], mean: F32, deviation: F32) -> F32:
+def _standardised(features: AnyFeatures, rows: NDArray[np.int64], mean: F32, deviation: F32) -> F32:
     x = signed_root(features.read(rows))
     x -= mean
     x *= deviation
@@ -180,7 +182,7 @@ def _standardised(features: Features, rows: NDArray[np.int64], mean: F32, deviat
 
 
 def _primal(
-    features: Features,
+    features: AnyFeatures,
     folds: NDArray[np.int64],
     train: NDArray[np.int64],
     landmarks: NDArray[np.int64] | None,
@@ -202,7 +204,7 @@ def _primal(
 
 
 def _dual(
-    features: Features,
+    features: AnyFeatures,
     folds: NDArray[np.int64],
     train: NDArray[np.int64],
     landmarks: NDArray[np.int64] | None,

@@ -32,7 +32,11 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network by name. `architecture` is timm's name; `weights` say where its parameters come from."""
+    """A network by name. `architecture` is timm's name; `weights` say where its parameters come from.
+
+    gmacs: billions of multiply-adds of a photo at the size in `preprocessing`. stages: their names, stem first, as
+    `model.stages.stage_modules` finds them.
+    """
 
     name: str
     title: str
@@ -42,6 +46,7 @@ class Backbone:
     parameters: int
     gmacs: float
     source: str
+    stages: tuple[str, ...]
 
     def build(self) -> nn.Module:
         """The network with its pretrained weights, in eval mode. BackboneError if weights are absent or do not fit."""
@@ -97,6 +102,7 @@ def _lite(number: int, size: int, crop: float, parameters: int, gmacs: float, sh
         parameters=parameters,
         gmacs=gmacs,
         source="TensorFlow's EfficientNet-Lite, trained on ImageNet-1k",
+        stages=("stem", *(f"blocks.{i}" for i in range(7)), "head"),
     )
 
 

