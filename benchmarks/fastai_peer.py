@@ -50,14 +50,14 @@ def main(table: Path, weights: Path, epochs: int) -> None:
     learner.freeze()
     with learner.no_bar(), learner.no_logging():
         learner.fit_one_cycle(epochs)
-    seconds, score, f1 = learner.recorder.values[-1][0], *map(float, learner.recorder.values[-1][-2:])
+    train_loss, *_, score, f1 = map(float, learner.recorder.values[-1])
     print(
         json.dumps(
             {
                 "import_s": round(imported - started, 2),
                 "total_s": round(time.perf_counter() - started, 2),
                 "valid_photos": int(photos["is_valid"].sum()),
-                "train_loss": float(seconds),
+                "train_loss": train_loss,
                 "accuracy": score,
                 "macro_f1": f1,
             }

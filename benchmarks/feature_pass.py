@@ -11,6 +11,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 import photosets
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def rows(data: Path | None, scratch: Path, repeats: int) -> Iterator[dict[str, A
             "lowest_ratio": round(min(ours / peer for ours, peer in pairs), 2),
             "cpu_ratio": round(median(costs[name]), 2),
             "lowest_cosine": round(cosines[name], 5),
+            "repeats": len(pairs),
             "load": round(median(loads), 2),
         }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import child
+
 import photosets
 
 # quality -> numbers of photos
@@ -34,6 +35,7 @@ def rows(data: Path | None, scratch: Path, repeats: int) -> Iterator[dict[str, A
                 "anon_mb": taken.anon_mb,
                 "seconds": taken.seconds,
                 "cpu_s": taken.cpu_seconds,
+                "repeats": 1,
                 "load": taken.load,
             }
             fewest = fewest or row

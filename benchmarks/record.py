@@ -29,11 +29,11 @@ def write_rows(name: str, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def write_machine(name: str, seconds: float, repeats: int) -> None:
+def write_machine(name: str, seconds: float) -> None:
     """The benchmark's entry in results/machine.json."""
     file = RESULTS / "machine.json"
     known = json.loads(file.read_text("utf-8")) if file.exists() else {}
-    known[name] = {**machine(), "seconds": round(seconds), "repeats": repeats}
+    known[name] = {**machine(), "seconds": round(seconds)}
     file.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", "utf-8")
 
 

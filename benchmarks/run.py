@@ -52,7 +52,7 @@ def main() -> None:
                 record.write_rows(name, rows)  # after every row: what is measured stays if the rest is interrupted
                 print(f"{name}: " + ", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
         if rows:
-            record.write_machine(name, time.perf_counter() - started, asked.repeats)
+            record.write_machine(name, time.perf_counter() - started)
             record.show(name, rows, headline)
 
 

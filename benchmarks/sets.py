@@ -70,4 +70,4 @@ def _row(
     row |= {"repeats": len(pairs)}
     for run in ("first", "second"):
         row |= {f"{run}_{stage}_s": seconds for stage, seconds in child.stages(place / run).items()}
-    return {**row, "load": median(t.load for pair in pairs for t in pair)}
+    return {**row, "load": round(median(t.load for pair in pairs for t in pair), 2)}

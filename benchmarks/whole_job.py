@@ -115,7 +115,7 @@ def _row(
         }
     for name, run in (("first", "1"), ("second", "2")):
         row |= {f"{name}_{stage}_s": seconds for stage, seconds in child.stages(place / run).items()}
-    return {**row, "load": median(taken.load for pair in pairs for taken in pair)}
+    return {**row, "repeats": len(pairs), "load": round(median(taken.load for pair in pairs for taken in pair), 2)}
 
 
 def _photos(data: Path | None, scratch: Path) -> dict[int, Path] | None:

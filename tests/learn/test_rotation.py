@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from unfreeze.learn import rotation as module
-from unfreeze.learn.rotation import moments, rotate, signed_root
+from unfreeze.learn.features import signed_root
+from unfreeze.learn.rotation import moments, rotate
 
 N = 40
 BLOCKS = (("a", 6), ("b", 10))

@@ -82,29 +82,27 @@ def look(photos: Photos, max_pixels: int = MAX_PIXELS, reporter: Reporter | None
         reporter=reporter,
     )
 
-    def one(path: Path) -> tuple[tuple[int, int], NDArray[np.void], bool]:
-        """Content key, row, and whether the store lacks it."""
-        try:
-            data = read_bytes(path)
-        except PhotoError as error:
-            row = np.zeros(1, _DTYPE)
-            row["problem"] = error.reason.encode("utf-8", "backslashreplace")[:120]
-            return (0, 0), row, False
-        key = content_key(data)
-        place = store.find(np.array([key], np.uint64))
-        if place[0, 0] >= 0:
-            return key, store.take(place), False
-        row = _row(data, max_pixels)
-        # Want of memory is the machine's trouble of today, not the photo's.
-        return key, row, row["problem"][0] != NO_MEMORY.encode()
-
-    n = len(photos)
+    files, n = photos.files(), len(photos)
     rows, keys = np.zeros(n, _DTYPE), np.zeros((n, 2), np.uint64)
+    with reporter.bar("Reading photos", n) as advance:
+        for i, key in enumerate(in_threads(_key, files)):
+            if isinstance(key, str):
+                rows[i]["problem"] = _short(key)
+            else:
+                keys[i] = key
+            advance(1)
+    # One search for all: a search for each photo costs as much as hashing it.
+    places = store.find(keys)
+    known = places[:, 0] >= 0
+    rows[known] = store.take(places[known])
+    todo = np.flatnonzero(~known & keys.any(1)).tolist()
     fresh: list[int] = []
-    with reporter.bar("Looking at photos", n) as advance:
-        for i, (key, row, is_new) in enumerate(in_threads(one, photos.files())):
+    with reporter.bar("Looking at photos", len(todo)) as advance:
+        looked = in_threads(lambda i: _look_at(files[i], max_pixels), todo)
+        for i, (key, row) in zip(todo, looked, strict=True):
             keys[i], rows[i] = key, row[0]
-            if is_new:
+            # Want of memory is the machine's trouble of today, not the photo's, and what cannot be read has no key.
+            if keys[i].any() and row["problem"][0] != NO_MEMORY.encode():
                 fresh.append(i)
             if len(fresh) >= _FLUSH:
                 store.append(keys[fresh], rows[fresh])
@@ -113,6 +111,29 @@ def look(photos: Photos, max_pixels: int = MAX_PIXELS, reporter: Reporter | None
     store.append(keys[fresh], rows[fresh])
     problems = [bytes(p).decode("utf-8", "replace") for p in rows["problem"]]
     return Looks(keys, rows["dhash"], rows["thumb"], rows["width"], rows["height"], problems)
+
+
+def _key(path: Path) -> tuple[int, int] | str:
+    """The content key, or why there is none."""
+    try:
+        return content_key(read_bytes(path))
+    except PhotoError as error:
+        return error.reason
+
+
+def _look_at(path: Path, max_pixels: int) -> tuple[tuple[int, int], NDArray[np.void]]:
+    """Content key and row of what the file holds now."""
+    try:
+        data = read_bytes(path)
+    except PhotoError as error:  # it was there a moment ago
+        row = np.zeros(1, _DTYPE)
+        row["problem"] = _short(error.reason)
+        return (0, 0), row
+    return content_key(data), _row(data, max_pixels)
+
+
+def _short(reason: str) -> bytes:
+    return reason.encode("utf-8", "backslashreplace")[:120]
 
 
 def with_looks(photos: Photos, looks: Looks) -> Photos:
@@ -132,7 +153,7 @@ def _row(data: bytes, max_pixels: int) -> NDArray[np.void]:
         # A JPEG is read at an eighth of its size here, which still walks all its bytes: damage shows.
         pixels, (row["width"], row["height"]) = decode_sized(data, 64, max_pixels)
     except PhotoError as error:
-        row["problem"] = error.reason.encode("utf-8", "backslashreplace")[:120]
+        row["problem"] = _short(error.reason)
         return row
     image = Image.fromarray(pixels)
     grey = np.asarray(image.convert("L").resize((17, 16), Image.Resampling.BOX), np.int16)

@@ -70,6 +70,7 @@ def fit(
             photos, folds = _without_failed(photos, features, folds)
         identity = _identity(photos, folds)
         with _clock(spent, "heads"):
+            features = features.held()
             heads = _heads(folder, features, labels, units, folds, photos, recipe, identity, reporter)
         with _clock(spent, "judge"):
             inside = np.flatnonzero(folds >= 0)

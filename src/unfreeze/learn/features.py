@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,19 @@ _SAMPLE = 4 * BATCH
 _HALF_MAX = float(np.finfo(np.float16).max)
 
 
+def signed_root(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """sign(x) * sqrt(|x|), in place: tames the long tails of pooled activations (Perronnin et al. 2010)."""
+    root = np.sqrt(np.abs(features))
+    return np.copysign(root, features, out=features)
+
+
 @dataclass(frozen=True)
 class Features:
     """Features on disk, read in pieces. `width` columns a photo, `blocks` names and widths in their order.
 
     failed: index of a photo -> why it has no features, although its first look was fine.
     engine: name of the engine that serves this table ('cache' if nothing had to be computed).
+    kept: signed roots of all rows, where `held` keeps them in memory.
     """
 
     stores: tuple[RowStore, ...]
@@ -38,6 +45,7 @@ class Features:
     blocks: tuple[tuple[str, int], ...]
     failed: dict[int, str]
     engine: str
+    kept: NDArray[np.float32] | None = None
 
     @property
     def inputs(self) -> int:
@@ -65,6 +73,19 @@ class Features:
             total += store.take(places[rows])
         total /= len(self.stores)
         return total
+
+    def rooted(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Signed roots of the features of the photos `rows`, float32 (len(rows), width): what heads work on."""
+        return signed_root(self.read(rows)) if self.kept is None else self.kept[rows]
+
+    def held(self) -> Features:
+        """The same with all rows in memory: for a set that is small enough and read many times."""
+        there = np.flatnonzero(np.all([places[:, 0] >= 0 for places in self.places], axis=0))
+        kept = np.zeros((len(self.places[0]), self.width), np.float32)
+        for start in range(0, len(there), _FLUSH):
+            rows = there[start : start + _FLUSH]
+            kept[rows] = signed_root(self.read(rows))
+        return replace(self, kept=kept)
 
     def forget_pages(self) -> None:
         """Gives back the memory of pages read so far; see RowStore."""

@@ -19,8 +19,9 @@ from unfreeze.core.files import write_whole
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Probe
 from unfreeze.core.work import cores, in_threads
+from unfreeze.learn.features import signed_root
 from unfreeze.learn.inputs import AnyFeatures
-from unfreeze.learn.rotation import Moments, Rotation, moments, pieces_of, rotate, signed_root
+from unfreeze.learn.rotation import Moments, Rotation, moments, pieces_of, rotate
 from unfreeze.learn.softmax import fit_softmax
 
 F32 = NDArray[np.float32]
@@ -48,7 +49,11 @@ class LinearHead:
 
     def logits(self, features: F32) -> F32:
         """float32 (n, C) of float32 (n, D) features, as `Features.read` gives them."""
-        return signed_root(features.copy()) @ self.weight + self.bias
+        return self.rooted_logits(signed_root(features.copy()))
+
+    def rooted_logits(self, rooted: F32) -> F32:
+        """The same of signed roots, as `Features.rooted` gives them."""
+        return rooted @ self.weight + self.bias
 
     def save(self, path: Path, identity: str, classes: Sequence[str] = ()) -> None:
         """Writes safetensors whole; `identity` says what it was fitted on, `classes` what its columns are."""
@@ -273,7 +278,7 @@ def predict_folds(features: AnyFeatures, heads: list[LinearHead], rows: NDArray[
     """Probabilities float64 (len(rows), C): the mean over the heads' probabilities."""
     parts = []
     for piece in pieces_of(rows):
-        read = {inputs: features.select(inputs).read(piece) for inputs in dict.fromkeys(h.inputs for h in heads)}
-        parts.append(np.mean([softmax(head.logits(read[head.inputs])) for head in heads], axis=0))
+        read = {inputs: features.select(inputs).rooted(piece) for inputs in dict.fromkeys(h.inputs for h in heads)}
+        parts.append(np.mean([softmax(head.rooted_logits(read[head.inputs])) for head in heads], axis=0))
     features.forget_pages()
     return np.concatenate(parts) if parts else np.zeros((0, len(heads[0].bias)))

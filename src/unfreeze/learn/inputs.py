@@ -17,6 +17,8 @@ from unfreeze.model.backbones import find_backbone
 from unfreeze.model.engines import Graph
 from unfreeze.model.stages import Taps
 
+HELD_BYTES = 192 << 20
+
 
 @dataclass(frozen=True)
 class JoinedFeatures:
@@ -66,6 +68,15 @@ class JoinedFeatures:
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Features of the photos `rows`, float32 (len(rows), width)."""
         return np.concatenate([part.read(rows) for part in self.parts], 1)
+
+    def rooted(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Signed roots of the features of the photos `rows`, float32 (len(rows), width)."""
+        return np.concatenate([part.rooted(rows) for part in self.parts], 1)
+
+    def held(self) -> JoinedFeatures:
+        """The same in memory if that takes at most HELD_BYTES, else itself: heads read small sets many times."""
+        rows = len(self.parts[0].places[0])
+        return self if 4 * rows * self.width > HELD_BYTES else JoinedFeatures(tuple(p.held() for p in self.parts))
 
     def forget_pages(self) -> None:
         """Gives back the memory of pages read so far."""

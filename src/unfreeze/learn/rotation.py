@@ -32,13 +32,6 @@ _VERSION = 1
 _PARTS = ("coordinates", "scale", "back")
 
 
-def signed_root(features: F32) -> F32:
-    """sign(x) * sqrt(|x|), in place: tames the long tails of pooled activations (Perronnin et al. 2010)."""
-    negative = features < 0
-    np.sqrt(np.abs(features, out=features), out=features)
-    return np.negative(features, out=features, where=negative)
-
-
 @dataclass(frozen=True)
 class Moments:
     """Count, sum and sum of squares of the rooted features for each fold: float64 (folds,), (folds, D), (folds, D)."""
@@ -71,7 +64,7 @@ def moments(features: AnyFeatures, folds: NDArray[np.int64], count: int) -> Mome
     n, total, square = np.zeros(count), np.zeros((count, features.width)), np.zeros((count, features.width))
     for fold in range(count):
         for rows in pieces_of(np.flatnonzero(folds == fold)):
-            x = signed_root(features.read(rows))
+            x = features.rooted(rows)
             n[fold] += len(rows)
             total[fold] += x.sum(0, dtype=np.float64)
             square[fold] += np.einsum("nd,nd->d", x, x, dtype=np.float64)
@@ -175,7 +168,7 @@ def _room(n: int, r: int, file: Path) -> F32:
 
 
 def _standardised(features: AnyFeatures, rows: NDArray[np.int64], mean: F32, deviation: F32) -> F32:
-    x = signed_root(features.read(rows))
+    x = features.rooted(rows)
     x -= mean
     x *= deviation
     return x
