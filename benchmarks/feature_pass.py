@@ -17,7 +17,7 @@ import photosets
 if TYPE_CHECKING:
     from unfreeze.model.engines import Graph
 
-COUNT, PEER_COUNT = 608, 160
+COUNT, PEER_COUNT = 1_360, 160
 BACKBONE = "tf_efficientnet_lite0"
 # name -> stages, grid
 PASSES = {"last layer": ("last", 1), "five blocks, 3x3": ("last:5", 3)}

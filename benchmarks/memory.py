@@ -11,7 +11,7 @@ import child
 import photosets
 
 # quality -> numbers of photos
-COUNTS = {"fast": (1_000, 20_000), "good": (1_000, 5_000)}
+COUNTS = {"fast": (1_000, 20_000), "good": (1_000, 5_000, 10_000)}
 CLASSES, SIDE = 4, 64
 HEADLINE = ("quality", "photos", "peak_mb", "anon_mb", "grown_anon_mb", "grown_bytes_a_photo", "seconds")
 

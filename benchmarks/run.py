@@ -26,6 +26,7 @@ BENCHMARKS: dict[str, tuple[Callable[[Path | None, Path, int], Rows], tuple[str,
     "memory": (memory.rows, memory.HEADLINE),
     "whole_job": (whole_job.rows, whole_job.HEADLINE),
     "whole_job_2000": (whole_job.rows_2000, whole_job.HEADLINE),
+    "whole_job_epoch": (whole_job.rows_epoch, whole_job.HEADLINE),
     "whole_job_full": (whole_job.rows_full, whole_job.HEADLINE),
 }
 
