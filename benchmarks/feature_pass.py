@@ -15,7 +15,7 @@ import numpy as np
 import photosets
 
 if TYPE_CHECKING:
-    from unfreeze.model.engines import Graph
+    from unfreeze.model.graphs import Graph
 
 COUNT, PEER_COUNT = 1_360, 160
 BACKBONE = "tf_efficientnet_lite0"
@@ -70,7 +70,7 @@ def rows(data: Path | None, scratch: Path, repeats: int) -> Iterator[dict[str, A
 
 def _graph(stages: str, grid: int) -> Graph:
     from unfreeze.model.backbones import find_backbone
-    from unfreeze.model.engines import Graph
+    from unfreeze.model.graphs import Graph
     from unfreeze.model.stages import Taps
 
     backbone = find_backbone(BACKBONE)

@@ -9,7 +9,8 @@ import pytest
 
 from unfreeze.core.progress import Reporter
 from unfreeze.model.backbones import find_backbone
-from unfreeze.model.engines import Graph, open_engine, recorded_engine
+from unfreeze.model.engines import open_engine, recorded_engine
+from unfreeze.model.graphs import Graph
 from unfreeze.model.stages import Taps
 
 

@@ -125,7 +125,8 @@ def test_a_recorded_engine_is_opened_without_torch(engines, graph, pixels):
     code = (
         "import sys, numpy as np\n"
         "from unfreeze.model.backbones import find_backbone\n"
-        "from unfreeze.model.engines import Graph, open_engine, recorded_engine\n"
+        "from unfreeze.model.engines import open_engine, recorded_engine\n"
+        "from unfreeze.model.graphs import Graph\n"
         "from unfreeze.model.stages import Taps\n"
         "b = find_backbone('tf_efficientnet_lite0')\n"
         "g = Graph(b, b.preprocessing.resolved(64, 0), Taps(2, 2))\n"

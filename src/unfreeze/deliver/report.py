@@ -123,13 +123,14 @@ def _repeat(m: Material) -> Context:
         finding = f"The run took {seconds(total)}, {share:.0f} % of it on {longest}; one command repeats it."
     rows = [(k, v, seconds(v)) for k, v in timings.items()]
     backbone = m.info.get("backbone_info", {})
+    inputs = [str(i.get("title", "")) for i in m.info.get("inputs", [])]
     facts = [
         ("Strategy", m.info.get("strategy")),
         ("Backbone", backbone.get("title") or m.info.get("backbone")),
         ("Weights from", backbone.get("source")),
         ("Licence of the weights", backbone.get("licence")),
         ("Parameters", f"{backbone['parameters']:,}" if backbone.get("parameters") else None),
-        ("Input", f"{backbone['input_size']} px" if backbone.get("input_size") else None),
+        ("Inputs" if len(inputs) > 1 else "Input", "; ".join(inputs)),
         ("Views averaged", ", ".join(m.info.get("views", []))),
         ("Engine", m.info.get("engine")),
         ("Machine", m.environment.get("device")),

@@ -19,7 +19,7 @@ from unfreeze.learn.features import compute_features
 from unfreeze.learn.heads import LinearHead, predict_folds
 from unfreeze.learn.inputs import JoinedFeatures
 from unfreeze.model.backbones import find_backbone
-from unfreeze.model.engines import Graph
+from unfreeze.model.graphs import Graph
 from unfreeze.model.stages import Taps
 
 TTA = {"plain": ("plain",), "flip": ("plain", "flip")}

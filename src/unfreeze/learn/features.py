@@ -16,7 +16,8 @@ from unfreeze.core.progress import Reporter
 from unfreeze.core.work import in_threads
 from unfreeze.data.images import Pixels, load_square, read_bytes
 from unfreeze.model.backbones import Preprocessing
-from unfreeze.model.engines import BATCH, Engine, Graph, open_engine, recorded_engine
+from unfreeze.model.engines import BATCH, Engine, open_engine, recorded_engine
+from unfreeze.model.graphs import Graph
 
 # A new version number makes every feature be computed again: decoding or pooling changed.
 _VERSION = 2

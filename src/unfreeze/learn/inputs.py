@@ -14,7 +14,7 @@ from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Recipe
 from unfreeze.learn.features import Features, cached_features, compute_features
 from unfreeze.model.backbones import find_backbone
-from unfreeze.model.engines import Graph
+from unfreeze.model.graphs import Graph
 from unfreeze.model.stages import Taps
 
 HELD_BYTES = 192 << 20

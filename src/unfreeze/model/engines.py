@@ -24,8 +24,9 @@ from unfreeze.core.cache import cache_root, fingerprint
 from unfreeze.core.errors import EngineError
 from unfreeze.core.files import storage_errors, write_json
 from unfreeze.core.progress import Reporter
-from unfreeze.model.backbones import Backbone, Preprocessing
-from unfreeze.model.stages import Taps, block_widths, pooled_blocks
+from unfreeze.model.backbones import Preprocessing
+from unfreeze.model.graphs import Graph
+from unfreeze.model.stages import block_widths
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,45 +37,6 @@ PARITY = 0.999
 _FORMAT = 2
 Batch = NDArray[np.uint8]
 Features = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Graph:
-    """What is to run: a backbone's pooled blocks for one preprocessing."""
-
-    backbone: Backbone
-    preprocessing: Preprocessing
-    taps: Taps
-
-    def module(self) -> nn.Module:
-        """The torch module, eval mode, float32."""
-        return pooled_blocks(self.backbone.build(), self.taps)
-
-    def gmacs(self) -> float:
-        """Billions of multiply-adds of a photo at this size."""
-        return self.backbone.gmacs * (self.preprocessing.size / self.backbone.preprocessing.size) ** 2
-
-    def title(self) -> str:
-        """What a person calls it: `EfficientNet-Lite0 at 320 px, uncropped`."""
-        crop = "uncropped" if self.preprocessing.crop == 1 else f"{self.preprocessing.crop:.0%} crop"
-        return f"{self.backbone.title} at {self.preprocessing.size} px, {crop}"
-
-    def described(self) -> dict[str, Any]:
-        """All that a run must know to make it again, as JSON: `key` with the crop and a title."""
-        return {**json.loads(json.dumps(self.key())), "crop": self.preprocessing.crop, "title": self.title()}
-
-    def key(self) -> dict[str, Any]:
-        """All that its outputs depend on, as JSON."""
-        p = self.preprocessing
-        return {
-            "backbone": self.backbone.name,
-            "weights": self.backbone.weights.sha256,
-            "size": p.size,
-            "mean": p.mean,
-            "std": p.std,
-            "stages": f"last:{self.taps.last}",
-            "grid": self.taps.grid,
-        }
 
 
 @dataclass(frozen=True)
