@@ -322,3 +322,21 @@ def test_names():
 
 def test_no_test_touches_the_users_cache(cache_folder):
     assert cache_root() == cache_folder
+
+
+def test_rotations_are_listed_and_pruned_oldest_first(fresh_cache):
+    import os
+
+    from unfreeze.core.cache import cache_root, cache_table, prune
+
+    for age, name in enumerate(("new", "middle", "old")):
+        folder = cache_root() / "rotations" / name
+        folder.mkdir(parents=True)
+        (folder / "coordinates.npy").write_bytes(b"x" * 1000)
+        os.utime(folder, (1e9 - age, 1e9 - age))
+    (row,) = cache_table()
+    assert (row["kind"], row["bytes"]) == ("rotations", 3000)
+    prune("rotations", 2500)
+    assert sorted(p.name for p in (cache_root() / "rotations").iterdir()) == ["middle", "new"]
+    prune("rotations", 0)
+    assert not list((cache_root() / "rotations").iterdir())

@@ -223,7 +223,32 @@ def cache_table() -> list[dict[str, Any]]:
                 "folder": str(folder),
             }
         )
+    rotations = _folders("rotations")
+    if rotations:
+        about = {"what": f"coordinates of {len(rotations)} training part(s) for heads"}
+        size, place = sum(size for _, size, _ in rotations), cache_root() / "rotations"
+        table.append({"kind": "rotations", "name": "", "about": about, "rows": 0, "bytes": size, "folder": str(place)})
     return table
+
+
+def prune(kind: str, limit: int) -> None:
+    """Deletes the oldest folders of a kind that can be made again in seconds, until it takes at most `limit` bytes."""
+    folders = sorted(_folders(kind))
+    total = sum(size for _, size, _ in folders)
+    for _, size, folder in folders:
+        if total <= limit:
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        total -= size
+
+
+def _folders(kind: str) -> list[tuple[float, int, Path]]:
+    """Time of change, bytes and path of each folder of a kind; one that another process takes away is passed over."""
+    found = []
+    for folder in (cache_root() / kind).glob("*/"):
+        with contextlib.suppress(OSError):
+            found.append((folder.stat().st_mtime, sum(p.stat().st_size for p in folder.iterdir()), folder))
+    return found
 
 
 def clear_cache() -> int:

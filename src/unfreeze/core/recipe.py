@@ -62,7 +62,7 @@ class Probe(Section):
     stages: str = Field(default="last:5", description="'last': the final pooled layer, or 'last:N': the last N blocks")
     grid: int = Field(default=3, ge=1, le=7, description="each block is averaged over grid x grid cells")
     strengths: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        default=(0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0),
+        default=(1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0),
         min_length=1,
         description="inverse L2 penalties tried (scikit-learn's C, for features of mean square norm 1)",
     )

@@ -151,9 +151,8 @@ def _fit_fold(
         part, known = features.select(inputs), Moments.joined([statistics[i] for i in inputs])
         place = scratch / f"fold-{fold}-{'-'.join(map(str, inputs))}.npy"
         rotation = rotate(part, known, folds, fold, seed, identity, place)
-        losses = _inner_losses(rotation, splits, labels, classes, probe)
-        best = int(losses.argmin()) if splits else len(probe.strengths) // 2
-        return _Attempt(inputs, rotation, probe.strengths[best], float(losses[best]), place)
+        strength, loss = _inner_choice(rotation, splits, labels, classes, probe)
+        return _Attempt(inputs, rotation, strength, loss, place)
 
     winner = attempt((0,))
     try:
@@ -195,22 +194,35 @@ class _Attempt:
             self.place.unlink()
 
 
-def _inner_losses(
+def _inner_choice(
     rotation: Rotation,
     splits: list[tuple[NDArray[np.int64], NDArray[np.int64]]],
     labels: NDArray[np.int64],
     classes: int,
     probe: Probe,
-) -> NDArray[np.float64]:
-    """Log loss on the inner validation rows for each strength, float64 (S,)."""
-    losses = np.zeros(len(probe.strengths))
+) -> tuple[float, float]:
+    """The strength with the least log loss on the inner validation rows, and that loss.
+
+    The first split tries all strengths, each further one the best so far and its neighbours: losses are smooth along
+    the grid, and most of a run's time with cached features is spent here.
+    """
+    grid = sorted(probe.strengths)
+    losses = np.zeros(len(grid))
+    near = range(len(grid))
     for train, valid in splits:
-        weight, bias = _solve(rotation, labels, train, probe.strengths, classes, probe.class_weight, _COARSE)
-        for s in range(len(probe.strengths)):
-            logits = rotation.coordinates[valid] @ weight[s] + bias[s]
+        tried = tuple(grid[s] for s in near)
+        weight, bias = _solve(rotation, labels, train, tried, classes, probe.class_weight, _COARSE)
+        outside = np.full(len(grid), np.inf)
+        for place, s in enumerate(near):
+            logits = rotation.coordinates[valid] @ weight[place] + bias[place]
             chosen = softmax(logits)[np.arange(len(valid)), labels[valid]]
-            losses[s] -= np.log(np.maximum(chosen, 1e-15)).mean()
-    return losses
+            outside[s] = -np.log(np.maximum(chosen, 1e-15)).mean()
+        losses = losses + outside
+        best = int(losses.argmin())
+        near = range(max(best - 1, 0), min(best + 2, len(grid)))
+    if not splits:
+        return grid[len(grid) // 2], 0.0
+    return grid[int(losses.argmin())], float(losses.min() / len(splits))
 
 
 def inner_splits(

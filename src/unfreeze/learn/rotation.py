@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from unfreeze.core.cache import cache_root, fingerprint
+from unfreeze.core.cache import cache_root, fingerprint, prune
 from unfreeze.core.files import write_whole
 from unfreeze.learn.inputs import AnyFeatures
 
@@ -27,7 +27,7 @@ LANDMARKS = 2000
 # Deviations are floored at this share of their block's root mean square: nearly dead channels stay quiet.
 FLOOR = 0.05
 _PIECE = 512
-_KEPT_BYTES = 64 << 20
+_KEPT_BYTES, _KEPT_IN_ALL = 64 << 20, 2 << 30
 _VERSION = 1
 _PARTS = ("coordinates", "scale", "back")
 
@@ -140,6 +140,7 @@ def rotate(
         if stored[0].nbytes <= _KEPT_BYTES:
             for name, array in zip(_PARTS, stored, strict=True):
                 write_whole(kept / f"{name}.npy", partial(np.save, arr=array))
+            prune("rotations", _KEPT_IN_ALL)
     coordinates, scale, back = stored
     return Rotation(coordinates, scale, train, mean, deviation, landmarks, back)
 
