@@ -134,6 +134,40 @@ def test_an_input_over_the_budget_is_left_out(photos_in, recipe, ready_cache, tm
     assert len(run.info["inputs"]) == 1
 
 
+def test_a_full_disk_shrinks_the_grid_and_then_the_stages(photos_in, recipe, ready_cache, tmp_path, monkeypatch):
+    from unfreeze.learn import inputs
+
+    graph = graphs_of(Recipe())[0]
+    keys = np.arange(2000, dtype=np.uint64).reshape(1000, 2)
+    readable = np.ones(1000, bool)
+
+    def chosen(gigabytes):
+        voice = Lines()
+        small = Recipe().replace(**{"probe.max_gigabytes": gigabytes})
+        taps = inputs._within_disk(graph, keys, readable, small, voice).taps
+        return taps.last, taps.grid, len(voice.lines)
+
+    # 1,000 photos, two views, two bytes: 17,856 features on a 3 x 3 grid are 71 MB
+    assert chosen(0.072) == (5, 3, 0)
+    assert chosen(0.070) == (5, 2, 1)
+    assert chosen(0.008) == (5, 1, 1)
+    assert chosen(0.0075) == (3, 1, 1)
+    assert chosen(1e-9) == (1, 1, 1)
+    monkeypatch.setattr(inputs, "_free_bytes", lambda folder: 140_000_000)
+    assert chosen(0.0) == (5, 2, 1)
+
+
+def test_a_run_on_a_smaller_grid_predicts_what_it_scored(photos_in, recipe, ready_cache, tmp_path):
+    photos = photos_in(tmp_path / "photos")
+    voice = Lines()
+    run = fit(photos, recipe.replace(**{"probe.max_gigabytes": 0.001}), tmp_path / "run", reporter=voice)
+    assert any(line.startswith("Disk: features of 42 photos") for line in voice.lines)
+    assert run.info["inputs"][0]["grid"] == 1
+    test = pd.read_parquet(run.path / "test.parquet")
+    columns = [c for c in test if c.startswith("p_")]
+    np.testing.assert_allclose(load(run).predict(photos.root / "test")[columns], test[columns], atol=1e-6)
+
+
 def _only_lite0(weights):
     from importlib.util import find_spec
     from pathlib import Path

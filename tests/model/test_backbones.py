@@ -42,3 +42,15 @@ def test_a_report_is_told_licence_and_source():
     assert about["licence"] == "Apache-2.0"
     assert about["parameters"] == 4_652_008
     assert about["input_size"] == 224
+
+
+@pytest.mark.parametrize("name", list(BACKBONES))
+def test_stages_and_channels_are_the_networks(name):
+    """The registry tells stages and channels without loading a network; they must be those of the network."""
+    timm = pytest.importorskip("timm")
+    from unfreeze.model.stages import Taps, block_widths
+
+    backbone = BACKBONES[name]
+    model = timm.create_model(backbone.architecture, pretrained=False).eval()
+    widths = block_widths(model, Taps(len(backbone.stages), 1), 64)
+    assert widths == list(zip(backbone.stages, backbone.channels, strict=True))

@@ -69,6 +69,11 @@ class Probe(Section):
     class_weight: float = Field(
         default=0.5, ge=0.0, le=1.0, description="power of the inverse class frequency; 0 is off"
     )
+    max_gigabytes: float = Field(
+        default=0.0,
+        ge=0,
+        description="features may take this much on disk, else the grid shrinks; 0: half of what is free",
+    )
     race: tuple[Input, ...] = Field(
         default=(), description="inputs that race inside each training fold, alone and in pairs; none: image.*"
     )

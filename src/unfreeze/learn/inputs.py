@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from unfreeze.core.cache import cache_root
 from unfreeze.core.errors import RecipeError, listed
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Recipe
@@ -132,6 +134,7 @@ def compute_inputs(
                     f"{recipe.probe.race_minutes:g} minutes holds (probe.race_minutes)."
                 )
                 continue
+        graph = _within_disk(graph, keys, readable, recipe, reporter)
         if len(graphs) > 1:
             reporter.say(f"Input {len(used) + 1}: {graph.title()}")
         before = time.perf_counter()
@@ -140,3 +143,30 @@ def compute_inputs(
         if number == 0:
             first_seconds = time.perf_counter() - before
     return JoinedFeatures(tuple(parts)), used
+
+
+def _within_disk(
+    graph: Graph, keys: NDArray[np.uint64], readable: NDArray[np.bool_], recipe: Recipe, reporter: Reporter
+) -> Graph:
+    """The graph, with a coarser grid and then fewer stages where its features would not fit the disk budget."""
+    views, allowed = recipe.probe.views, recipe.probe.max_gigabytes * 1e9
+    if cached_features(keys, readable, graph, views, recipe.engine) is not None:
+        return graph
+    if not allowed:
+        allowed = _free_bytes(cache_root()) / 2
+    asked, count = graph, int(readable.sum())
+    while 2 * len(views) * count * graph.width() > allowed and (graph.taps.grid > 1 or graph.taps.last > 1):
+        last, grid = graph.taps.last, graph.taps.grid
+        graph = replace(graph, taps=Taps(last, grid - 1) if grid > 1 else Taps(last - 1, 1))
+    if graph is not asked:
+        reporter.say(
+            f"Disk: features of {count:,} photos would take {2 * len(views) * count * asked.width() / 1e9:.1f} GB, and "
+            f"{allowed / 1e9:.1f} are allowed (probe.max_gigabytes); read are the last {graph.taps.last} stage(s) on a "
+            f"{graph.taps.grid} x {graph.taps.grid} grid."
+        )
+    return graph
+
+
+def _free_bytes(folder: Path) -> int:
+    """Free space where the folder is, or will be."""
+    return shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free

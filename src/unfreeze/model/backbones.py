@@ -35,7 +35,7 @@ class Backbone:
     """A network by name. `architecture` is timm's name; `weights` say where its parameters come from.
 
     gmacs: billions of multiply-adds of a photo at the size in `preprocessing`. stages: their names, stem first, as
-    `model.stages.stage_modules` finds them.
+    `model.stages.stage_modules` finds them; channels: what each puts out.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Backbone:
     gmacs: float
     source: str
     stages: tuple[str, ...]
+    channels: tuple[int, ...]
 
     def build(self) -> nn.Module:
         """The network with its pretrained weights, in eval mode. BackboneError if weights are absent or do not fit."""
@@ -103,6 +104,7 @@ def _lite(number: int, size: int, crop: float, parameters: int, gmacs: float, sh
         gmacs=gmacs,
         source="TensorFlow's EfficientNet-Lite, trained on ImageNet-1k",
         stages=("stem", *(f"blocks.{i}" for i in range(7)), "head"),
+        channels=(32, 16, 24, *((48, 88, 120, 208, 352) if number == 2 else (40, 80, 112, 192, 320)), 1280),
     )
 
 

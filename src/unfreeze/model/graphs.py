@@ -25,6 +25,10 @@ class Graph:
         """The torch module, eval mode, float32."""
         return pooled_blocks(self.backbone.build(), self.taps)
 
+    def width(self) -> int:
+        """Number of features of a photo."""
+        return sum(self.backbone.channels[-self.taps.last :]) * self.taps.grid**2
+
     def gmacs(self) -> float:
         """Billions of multiply-adds of a photo at this size."""
         return self.backbone.gmacs * (self.preprocessing.size / self.backbone.preprocessing.size) ** 2
