@@ -20,13 +20,15 @@ Cli = Callable[..., Answer]
 
 # Runs the command line in a process that gets a signal the nth time it enters a function.
 DRIVER = """
-import importlib, os, sys
+import importlib, os, signal, sys
 from unfreeze.learn import features
 features._FLUSH = 16
 module, owner, name, nth, number = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 home = importlib.import_module(module)
 home = getattr(home, owner) if owner else home
 was, calls = getattr(home, name), 0
+# A job that a shell runs in the background inherits an ignored SIGINT; a terminal's does not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def wrapped(*args, **kwargs):
     global calls
     calls += 1
