@@ -54,7 +54,8 @@ def fit(
     spent = dict(timings or {})
     graphs_of(recipe)  # what the recipe asks for must exist before any work is done for it
     folder = Path(run) if run else default_folder(recipe)
-    command = command or f"unfreeze fit {recipe.source.path} --run {folder}"
+    source = recipe.source.path
+    command = command or (f"unfreeze fit {source} --run {folder}" if source else f"uf.fit(photos, recipe, '{folder}')")
     runs.refuse(folder, recipe, force)
     with _clock(spent, "look"):
         photos, looks = run_checks(photos, int(recipe.image.max_megapixels * 1e6), reporter)

