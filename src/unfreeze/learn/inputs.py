@@ -19,7 +19,8 @@ from unfreeze.model.backbones import find_backbone
 from unfreeze.model.graphs import Graph
 from unfreeze.model.stages import Taps
 
-HELD_BYTES = 192 << 20
+# Small sets are read a dozen times and held; the features of larger ones stay on disk, whatever there are.
+HELD_ROWS, HELD_BYTES = 4096, 192 << 20
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,10 @@ class JoinedFeatures:
         return np.concatenate([part.rooted(rows) for part in self.parts], 1)
 
     def held(self) -> JoinedFeatures:
-        """The same in memory if that takes at most HELD_BYTES, else itself: heads read small sets many times."""
+        """The same in memory if there are at most HELD_ROWS photos and HELD_BYTES, else itself."""
         rows = len(self.parts[0].places[0])
-        return self if 4 * rows * self.width > HELD_BYTES else JoinedFeatures(tuple(p.held() for p in self.parts))
+        large = rows > HELD_ROWS or 4 * rows * self.width > HELD_BYTES
+        return self if large else JoinedFeatures(tuple(p.held() for p in self.parts))
 
     def forget_pages(self) -> None:
         """Gives back the memory of pages read so far."""
