@@ -138,13 +138,11 @@ def test_a_full_disk_shrinks_the_grid_and_then_the_stages(photos_in, recipe, rea
     from unfreeze.learn import inputs
 
     graph = graphs_of(Recipe())[0]
-    keys = np.arange(2000, dtype=np.uint64).reshape(1000, 2)
-    readable = np.ones(1000, bool)
 
     def chosen(gigabytes):
         voice = Lines()
         small = Recipe().replace(**{"probe.max_gigabytes": gigabytes})
-        taps = inputs._within_disk(graph, keys, readable, small, voice).taps
+        taps = inputs._within_disk(graph, 1000, small, voice).taps
         return taps.last, taps.grid, len(voice.lines)
 
     # 1,000 photos, two views, two bytes: 17,856 features on a 3 x 3 grid are 71 MB

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from unfreeze.core.errors import printable
 from unfreeze.core.progress import ConsoleReporter, Reporter
 
 out = Console(highlight=False, soft_wrap=False)
@@ -89,7 +90,7 @@ def size(amount: float) -> str:
 
 def _tame(text: str) -> str:
     """Names come from files: a control character in one must not drive the terminal or break the line."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def scored(score: dict[str, float]) -> str:

@@ -83,7 +83,7 @@ def fit(
             oof = out_of_fold_scores(labels[inside], proba[inside], units[inside], photos.classes, seed=recipe.seed)
             scores: dict[str, Any] = {k: oof[k] for k in ("accuracy", "macro_f1", "log_loss")}
             scores |= {"out_of_fold": oof, "folds": _fold_rows(labels, units, folds, proba, heads)}
-            held = np.flatnonzero((photos.table["split"] == "test").to_numpy() & _usable(photos, looks, features))
+            held = np.flatnonzero((photos.table["split"] == "test").to_numpy() & _usable(looks, features))
             if len(held):
                 blended = predict_folds(features, heads, held)
                 test = np.full_like(proba, np.nan)
@@ -163,7 +163,7 @@ def _folds(
     return folds, findings
 
 
-def _usable(photos: Photos, looks: Looks, features: JoinedFeatures) -> NDArray[np.bool_]:
+def _usable(looks: Looks, features: JoinedFeatures) -> NDArray[np.bool_]:
     usable = looks.readable.copy()
     usable[list(features.failed)] = False
     return usable

