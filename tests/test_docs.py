@@ -6,22 +6,25 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import shlex
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer
+from pydantic import BaseModel
 
 import unfreeze as uf
 from unfreeze.app.cli import app
 
 ROOT = Path(__file__).parents[1]
 COMMANDS_PAGE = ROOT / "docs" / "commands.md"
+RECIPE_PAGE = ROOT / "docs" / "recipe.md"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 GROUP: Any = typer.main.get_command(app)
 COMMANDS: dict[str, Any] = GROUP.commands
@@ -53,6 +56,29 @@ def options_table(command: Any) -> str:
     return "<!-- options:begin -->\n" + "\n".join(rows) + "\n<!-- options:end -->\n"
 
 
+def recipe_table(model: Any, prefix: str = "") -> list[str]:
+    """A row for each recipe key: name, default, what it says and which words it knows."""
+    rows = []
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            rows += recipe_table(field.annotation, f"{prefix}{name}.")
+            continue
+        value = field.default
+        shown = json.dumps(value, default=lambda o: o.model_dump()) if not isinstance(value, str) else value or "''"
+        words = [w for w in get_args(field.annotation) if isinstance(w, str)]
+        said = (field.description or "").replace("|", "\\|")
+        knows = f"one of {', '.join(words)}" if words else ""
+        rows.append(f"| `{prefix}{name}` | `{shown}` | {'; '.join(filter(None, (said, knows)))} |")
+    return rows
+
+
+def recipe_page(page: str) -> str:
+    """docs/recipe.md with its table as the code has it."""
+    head = ["| key | default | what it says |", "|---|---|---|"]
+    table = "\n".join(["<!-- keys:begin -->", *head, *recipe_table(uf.Recipe), "<!-- keys:end -->"])
+    return re.sub(r"<!-- keys:begin -->.*?<!-- keys:end -->", lambda _: table, page, flags=re.S)
+
+
 def sections(page: str) -> dict[str, str]:
     """Text of each `## unfreeze NAME` section."""
     parts = re.split(r"^## unfreeze (\S+)\n", page, flags=re.M)
@@ -75,6 +101,13 @@ def typed_commands(page: str) -> list[list[str]]:
             if words:
                 found.append(words)
     return found
+
+
+def test_the_recipe_page_has_every_key() -> None:
+    page = RECIPE_PAGE.read_text()
+    assert recipe_page(page) == page, "run `python tests/test_docs.py`"
+    assert not re.findall(r"^\| `[^|]*\|[^|]*\|\s*\|$", page, flags=re.M), "keys without a word of explanation"
+    assert page.count("| `train.") == len(uf.Recipe().train.model_dump())
 
 
 def test_the_commands_page_has_every_command_and_no_other() -> None:
@@ -161,3 +194,4 @@ if __name__ == "__main__":
                 fresh = section.replace("\nIn Python: ", f"\n{table}\nIn Python: ", 1)
             page = page.replace(section, fresh, 1)
     COMMANDS_PAGE.write_text(page)
+    RECIPE_PAGE.write_text(recipe_page(RECIPE_PAGE.read_text()))

@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from unfreeze.data.checks import check
     from unfreeze.data.people import make_people
     from unfreeze.data.readers import read
+    from unfreeze.deliver.explain import explain
+    from unfreeze.deliver.export import export
     from unfreeze.deliver.report import write_report
     from unfreeze.deliver.submission import write_submission
     from unfreeze.learn.classifier import Classifier, load
     from unfreeze.learn.crossval import fit
+    from unfreeze.model.inspect import inspect
 
 # Public name -> where it lives. Loaded when first used, so that `import unfreeze` costs nothing.
 _HOMES = {
@@ -33,8 +36,11 @@ _HOMES = {
     "Run": "unfreeze.core.runs",
     "UnfreezeError": "unfreeze.core.errors",
     "check": "unfreeze.data.checks",
+    "explain": "unfreeze.deliver.explain",
+    "export": "unfreeze.deliver.export",
     "findings_table": "unfreeze.core.tables",
     "fit": "unfreeze.learn.crossval",
+    "inspect": "unfreeze.model.inspect",
     "load": "unfreeze.learn.classifier",
     "make_people": "unfreeze.data.people",
     "open": "unfreeze.core.runs:open_run",
@@ -49,8 +55,11 @@ __all__ = [
     "Run",
     "UnfreezeError",
     "check",
+    "explain",
+    "export",
     "findings_table",
     "fit",
+    "inspect",
     "load",
     "make_people",
     "open",

@@ -172,7 +172,7 @@ def test_a_missing_or_damaged_head_is_refused(copied):
 
 def test_other_weights_than_those_of_training_are_refused(copied, run):
     rewrite(copied, inputs=[run.info["inputs"][0] | {"weights": "0" * 64}])
-    with pytest.raises(RunError, match="other weights or preprocessing of 'tf_efficientnet_lite0'"):
+    with pytest.raises(RunError, match="other weights or preprocessing of 'timm/tf_efficientnet_lite0'"):
         load(copied)
 
 

@@ -54,9 +54,9 @@ def decoded(monkeypatch):
     """The paths that are decoded from here on."""
     seen = []
 
-    def spy(data, size, crop, max_pixels, path):
+    def spy(data, size, crop, max_pixels, path, *more):
         seen.append(path)
-        return load_square(data, size, crop, max_pixels, path)
+        return load_square(data, size, crop, max_pixels, path, *more)
 
     monkeypatch.setattr(module, "load_square", spy)
     return seen
@@ -146,7 +146,7 @@ def test_another_crop_is_computed_anew(ready_cache, files, graph):
     assert (np.abs(cropped - whole).max(1) > 0.01).all()
 
 
-def test_the_flipped_view_is_the_mirror_image(ready_cache, files, graph, tmp_path):
+def test_the_flipped_view_is_the_mirror_image(ready_cache, files, graph, tmp_path, *more):
     flipped = values(compute(files, graph, ("flip",)))
     mirrored = []
     for i, file in enumerate(files):
@@ -169,10 +169,10 @@ def test_a_photo_that_fails_in_the_middle_is_named_and_the_rest_go_on(ready_cach
     expected = values(compute(files, graph))
     shutil.rmtree(ready_cache / "features")
 
-    def load(data, size, crop, max_pixels, path):
+    def load(data, size, crop, max_pixels, path, *more):
         if path in (files[1], files[6]):
             raise PhotoError(path, "damaged (cut off)")
-        return load_square(data, size, crop, max_pixels, path)
+        return load_square(data, size, crop, max_pixels, path, *more)
 
     monkeypatch.setattr(module, "load_square", load)
     features = compute(files, graph, BOTH)
@@ -250,10 +250,10 @@ def test_an_interruption_keeps_what_is_done(ready_cache, files, graph, monkeypat
 
 
 def test_an_interruption_before_the_first_flush_keeps_whole_batches(ready_cache, files, graph, monkeypatch):
-    def load(data, size, crop, max_pixels, path):
+    def load(data, size, crop, max_pixels, path, *more):
         if path == files[9] and threaded:
             raise KeyboardInterrupt
-        return load_square(data, size, crop, max_pixels, path)
+        return load_square(data, size, crop, max_pixels, path, *more)
 
     threaded = False
     compute(files[:1], graph)  # so that the sample's decoding is not where it stops

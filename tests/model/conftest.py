@@ -11,7 +11,7 @@ from unfreeze.core.progress import Reporter
 from unfreeze.model.backbones import find_backbone
 from unfreeze.model.engines import open_engine, recorded_engine
 from unfreeze.model.graphs import Graph
-from unfreeze.model.stages import Taps
+from unfreeze.model.taps import Taps
 
 
 @pytest.fixture(scope="session")

@@ -10,20 +10,20 @@ from unfreeze.model.backbones import BACKBONES, Preprocessing, find_backbone, re
 
 def test_a_second_backbone_of_a_name_is_a_mistake():
     with pytest.raises(ValueError, match="registered twice"):
-        register(BACKBONES["tf_efficientnet_lite0"])
+        register(BACKBONES["timm/tf_efficientnet_lite0"])
 
 
 def test_an_unknown_name_suggests_the_nearest():
-    with pytest.raises(BackboneError, match=r"no backbone .*Did you mean 'tf_efficientnet_lite1'"):
+    with pytest.raises(BackboneError, match=r"no backbone .*Did you mean '(timm/)?tf_efficientnet_lite1'"):
         find_backbone("tf_eficientnet_lite1")
-    assert find_backbone("tf_efficientnet_lite2") is BACKBONES["tf_efficientnet_lite2"]
+    assert find_backbone("tf_efficientnet_lite2") is BACKBONES["timm/tf_efficientnet_lite2"]
 
 
 @pytest.mark.parametrize("backbone", BACKBONES.values(), ids=lambda b: b.name)
 def test_preprocessing_is_what_timm_says_it_was_trained_with(backbone):
     """An independent source of size, crop, mean and deviation."""
     timm = pytest.importorskip("timm")
-    config = timm.get_pretrained_cfg(backbone.architecture)
+    config = timm.get_pretrained_cfg(backbone.name.removeprefix("timm/"))
     assert config.input_size == (3, backbone.preprocessing.size, backbone.preprocessing.size)
     assert config.crop_pct == pytest.approx(backbone.preprocessing.crop, abs=0.002)
     assert (config.mean, config.std) == (backbone.preprocessing.mean, backbone.preprocessing.std)
@@ -47,10 +47,18 @@ def test_a_report_is_told_licence_and_source():
 @pytest.mark.parametrize("name", list(BACKBONES))
 def test_stages_and_channels_are_the_networks(name):
     """The registry tells stages and channels without loading a network; they must be those of the network."""
-    timm = pytest.importorskip("timm")
-    from unfreeze.model.stages import Taps, block_widths
+    pytest.importorskip("timm")
+    from unfreeze.model.cards import anatomy_of
 
     backbone = BACKBONES[name]
-    model = timm.create_model(backbone.architecture, pretrained=False).eval()
-    widths = block_widths(model, Taps(len(backbone.stages), 1), 64)
-    assert widths == list(zip(backbone.stages, backbone.channels, strict=True))
+    found = anatomy_of(name, backbone.preprocessing.size).stages
+    assert [(s.name, s.channels) for s in found] == [(s.name, s.channels) for s in backbone.stages]
+
+
+def test_both_libraries_share_one_name_space():
+    pytest.importorskip("timm")
+    with pytest.raises(BackboneError, match="choose between timm/resnet18 and torchvision/resnet18"):
+        find_backbone("resnet18", "none")
+    with pytest.raises(BackboneError, match="name spaces are timm/ and torchvision/"):
+        find_backbone("keras/resnet18", "none")
+    assert find_backbone("torchvision/resnet18", "none").name == "torchvision/resnet18"

@@ -56,7 +56,7 @@ def test_openvino_equals_eager_torch(engines, graph, pixels, eager):
     found = np.concatenate(outputs(engine, pixels))
     assert found.dtype == np.float32
     assert engine.precision == "f32"
-    assert engine.blocks == (("blocks.6", 320 * 4), ("head", 1280 * 4))
+    assert engine.blocks == (("blocks.6", 320 * 4), ("conv_head", 1280 * 4))
     assert np.abs(found - eager).max() < 1e-4 * np.abs(eager).max()
     assert np.linalg.norm(found - eager) < 1e-4 * np.linalg.norm(eager)
 
@@ -64,7 +64,7 @@ def test_openvino_equals_eager_torch(engines, graph, pixels, eager):
 def test_torch_engine_equals_eager_torch(fresh_cache, graph, pixels, eager):
     engine = open_engine(graph, pixels, "torch")
     found = np.concatenate(outputs(engine, pixels))
-    assert engine.blocks == (("blocks.6", 320 * 4), ("head", 1280 * 4))
+    assert engine.blocks == (("blocks.6", 320 * 4), ("conv_head", 1280 * 4))
     assert np.linalg.norm(found - eager) < 1e-4 * np.linalg.norm(eager)
     assert not (fresh_cache / "engines").exists()
 
@@ -117,7 +117,7 @@ def test_the_first_conversion_is_kept_and_said(conversion, engines, graph):
     assert record["machine"] == machine()
     assert record["parity"]["openvino-f32"] > 0.99999
     assert record["parity"][record["choice"]] >= module.PARITY
-    assert recorded_engine(graph, "openvino-f32").blocks == (("blocks.6", 1280), ("head", 5120))
+    assert recorded_engine(graph, "openvino-f32").blocks == (("blocks.6", 1280), ("conv_head", 5120))
     assert not list(conversion[0].glob(".*"))
 
 
@@ -127,7 +127,7 @@ def test_a_recorded_engine_is_opened_without_torch(engines, graph, pixels):
         "from unfreeze.model.backbones import find_backbone\n"
         "from unfreeze.model.engines import open_engine, recorded_engine\n"
         "from unfreeze.model.graphs import Graph\n"
-        "from unfreeze.model.stages import Taps\n"
+        "from unfreeze.model.taps import Taps\n"
         "b = find_backbone('tf_efficientnet_lite0')\n"
         "g = Graph(b, b.preprocessing.resolved(64, 0), Taps(2, 2))\n"
         "assert recorded_engine(g)\n"

@@ -1,95 +1,150 @@
-"""Stages of a network and the blocks read from them, against computations by hand."""
+"""Stages of known networks, written out by hand from their papers' tables; how they are told apart."""
 
 from __future__ import annotations
 
-import math
-
 import pytest
 
-from unfreeze.core.errors import BackboneError, RecipeError
-from unfreeze.model.backbones import find_backbone
-from unfreeze.model.stages import Taps, block_widths, pooled_blocks, stage_modules
+from unfreeze.core.errors import BackboneError
+from unfreeze.model.architectures import build
+from unfreeze.model.cards import anatomy_of
+from unfreeze.model.stages import anatomy, classifier_of, main_tensor
 
 torch = pytest.importorskip("torch")
+pytest.importorskip("timm")
+pytest.importorskip("torchvision")
+
+# name, size -> name, output, channels and side of each stage
+KNOWN = {
+    ("torchvision/resnet18", 224): [
+        ("stem", "maxpool", 64, 56),
+        ("layer1", "layer1", 64, 56),
+        ("layer2", "layer2", 128, 28),
+        ("layer3", "layer3", 256, 14),
+        ("layer4", "layer4", 512, 7),
+    ],
+    ("torchvision/densenet161", 224): [
+        ("stem", "features.pool0", 96, 56),
+        ("features.denseblock1", "features.transition1", 192, 28),
+        ("features.denseblock2", "features.transition2", 384, 14),
+        ("features.denseblock3", "features.transition3", 1056, 7),
+        ("features.denseblock4", "features.norm5", 2208, 7),
+    ],
+    ("torchvision/inception_v3", 299): [
+        ("stem", "maxpool2", 192, 35),
+        ("Mixed_5b", "Mixed_5d", 288, 35),
+        ("Mixed_6a", "Mixed_6e", 768, 17),
+        ("Mixed_7a", "Mixed_7c", 2048, 8),
+    ],
+    ("torchvision/vgg19", 224): [
+        ("stem", "features.4", 64, 112),
+        ("features.5", "features.9", 128, 56),
+        ("features.10", "features.18", 256, 28),
+        ("features.19", "features.27", 512, 14),
+        ("features.28", "features.36", 512, 7),
+        ("classifier.0", "classifier.4", 4096, 1),
+    ],
+    ("torchvision/swin_t", 224): [
+        ("stem", "features.0", 96, 56),
+        ("features.1", "features.1", 96, 56),
+        ("features.2", "features.3", 192, 28),
+        ("features.4", "features.5", 384, 14),
+        ("features.6", "permute", 768, 7),
+    ],
+    ("timm/convnext_atto", 224): [
+        ("stem", "stem", 40, 56),
+        ("stages.0", "stages.0", 40, 56),
+        ("stages.1", "stages.1", 80, 28),
+        ("stages.2", "stages.2", 160, 14),
+        ("stages.3", "norm_pre", 320, 7),
+    ],
+    ("timm/tf_efficientnet_lite0", 224): [
+        ("stem", "bn1", 32, 112),
+        *(
+            (f"blocks.{i}", f"blocks.{i}", c, s)
+            for i, (c, s) in enumerate([(16, 112), (24, 56), (40, 28), (80, 14), (112, 14), (192, 7), (320, 7)])
+        ),
+        ("conv_head", "bn2", 1280, 7),
+    ],
+    ("timm/cait_xxs24_224", 224): [
+        ("stem", "pos_drop", 192, 14),
+        *((f"blocks.{i}", f"blocks.{i}", 192, 14) for i in range(24)),
+        ("blocks_token_only", "norm", 192, 14),
+    ],
+    ("timm/pit_ti_224", 224): [
+        ("stem", "pos_drop", 64, 27),
+        ("transformers.0", "transformers.0", 64, 27),
+        ("transformers.1", "transformers.1", 128, 14),
+        ("transformers.2", "transformers.2", 256, 7),
+    ],
+    ("timm/coat_lite_tiny", 224): [
+        ("stem", "serial_blocks1.1", 64, 56),
+        ("patch_embed2", "serial_blocks2.1", 128, 28),
+        ("patch_embed3", "serial_blocks3.1", 256, 14),
+        ("patch_embed4", "norm4", 320, 7),
+    ],
+    ("timm/hrnet_w18_small", 224): [
+        ("stem", "act2", 64, 56),
+        ("layer1", "layer1", 128, 56),
+        ("stage2", "stage2", 16, 56),
+        ("stage3", "stage3", 16, 56),
+        ("stage4", "stage4", 16, 56),
+        ("final_layer", "final_layer", 2048, 7),
+    ],
+}
 
 
-@pytest.fixture(scope="module")
-def network():
-    return find_backbone("tf_efficientnet_lite0").build()
+@pytest.mark.parametrize(("full", "size"), KNOWN, ids=str)
+def test_stages_are_those_of_the_paper(full, size):
+    found = [(s.name, s.output, s.channels, s.side) for s in anatomy_of(full, size).stages]
+    assert found == KNOWN[full, size]
 
 
-@pytest.fixture(scope="module")
-def images():
-    return torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize(
+    ("full", "classifier"),
+    [
+        ("torchvision/resnet18", ("fc.weight", "fc.bias")),
+        ("torchvision/squeezenet1_1", ("classifier.1.weight", "classifier.1.bias")),
+        ("torchvision/maxvit_t", ("classifier.5.weight",)),
+        ("timm/test_vit", ("head.weight", "head.bias")),
+        (
+            "timm/deit_tiny_distilled_patch16_224",
+            ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias"),
+        ),
+    ],
+)
+def test_the_classifier_is_what_depends_on_the_number_of_classes(full, classifier):
+    assert classifier_of(build(full, 11, meta=True), build(full, 7, meta=True)) == classifier
+    assert anatomy_of(full, 224).classifier == classifier
 
 
-def pooled_by_hand(x, grid):
-    """The mean over each cell, cells from floor(i h / g) to ceil((i + 1) h / g), in the order channel, row, column."""
-    height, width = x.shape[2:]
-    cells = []
-    for i in range(grid):
-        rows = slice(i * height // grid, math.ceil((i + 1) * height / grid))
-        for j in range(grid):
-            columns = slice(j * width // grid, math.ceil((j + 1) * width / grid))
-            cells.append(x[:, :, rows, columns].mean((2, 3)))
-    return torch.stack(cells, 2).reshape(len(x), -1)
+def test_the_networks_mode_and_hooks_are_left_as_they_were():
+    network = build("timm/resnet10t", 3)
+    network.layer1.eval()
+    buffers = {n: b.clone() for n, b in network.named_buffers()}
+    anatomy("timm/resnet10t", network, ("fc.weight", "fc.bias"), 64)
+    assert network.training
+    assert network.layer2.training
+    assert not network.layer1.training
+    assert all(torch.equal(buffers[n], b) for n, b in network.named_buffers())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
 
 
-@pytest.mark.parametrize(("text", "last"), [("last", 1), ("last:1", 1), ("last:5", 5), ("last:05", 5), ("last:12", 12)])
-def test_stages_are_parsed(text, last):
-    assert Taps.parse(text, 3) == Taps(last, 3)
-
-
-@pytest.mark.parametrize("text", ["last:0", "last:00", "last:", "last:-1", "first:2", "", "last:2 ", "5", "last:٣"])
-def test_other_stages_are_refused(text):
-    with pytest.raises(RecipeError, match=r"write 'last' or 'last:N'"):
-        Taps.parse(text, 1)
-
-
-def test_stages_in_order(network):
-    names = [name for name, _ in stage_modules(network)]
-    assert names == ["stem", *(f"blocks.{i}" for i in range(7)), "head"]
-
-
-def test_pooled_blocks_equal_a_computation_by_hand(network, images):
-    """Network run by its own modules, without hooks; 96 px leave 3 x 3 and 6 x 6 cells, of which 2 divides not all."""
-    taps = Taps(last=3, grid=2)
-    with torch.inference_mode():
-        x = network.bn1(network.conv_stem(images))
-        outputs = []
-        for block in network.blocks:
-            x = block(x)
-            outputs.append(x)
-        outputs.append(network.bn2(network.conv_head(x)))
-        expected = torch.cat([pooled_by_hand(o, taps.grid) for o in outputs[-3:]], 1)
-        found = pooled_blocks(network, taps)(images)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_the_last_block_on_one_cell_is_what_the_classifier_sees(network, images):
-    with torch.inference_mode():
-        found = pooled_blocks(network, Taps(1, 1))(images)
-        expected = network.forward_head(network.forward_features(images), pre_logits=True)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_widths_are_those_of_the_columns(network, images):
-    taps = Taps(last=5, grid=3)
-    widths = block_widths(network, taps, 96)
-    assert widths == [(f"blocks.{i}", c * 9) for i, c in zip(range(3, 7), (80, 112, 192, 320), strict=True)] + [
-        ("head", 1280 * 9)
-    ]
-    with torch.inference_mode():
-        found = pooled_blocks(network, taps)(images)
-    assert found.shape == (2, sum(width for _, width in widths))
-
-
-def test_more_stages_than_there_are(network):
-    with pytest.raises(RecipeError, match=r"last:10'.*has 9 stages"):
-        pooled_blocks(network, Taps(10, 1))
+def test_a_real_network_has_the_stages_of_its_shapes():
+    network = build("timm/test_vit", 3, size=64)
+    assert anatomy("timm/test_vit", network, ("head.weight", "head.bias"), 64) == anatomy_of("timm/test_vit", 64)
 
 
 def test_an_unknown_family_is_refused():
-    with pytest.raises(BackboneError, match="Sequential: its stages are not known"):
-        stage_modules(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.LazyLinear(2))
+    network(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(BackboneError, match=r"torchvision/mine: is not of a family whose stages are known"):
+        anatomy("torchvision/mine", network, (), 8)
+
+
+def test_the_main_tensor():
+    small, large = torch.zeros(2, 3), torch.zeros(2, 4)
+    assert main_tensor(small) is small
+    assert main_tensor((small, None, large, "x")) is large
+    assert main_tensor([small, torch.ones(2, 3)]) is small  # logits before auxiliary ones
+    assert main_tensor((None, ())) is None
+    assert main_tensor({"x": small}) is None

@@ -12,17 +12,19 @@ import pytest
 
 from unfreeze.core.errors import BackboneError
 from unfreeze.data.images import square
-from unfreeze.model.backbones import BACKBONES
-from unfreeze.model.weights import PackagedWeights, checked_path, key_map, load_state_dict
+from unfreeze.model import origins
+from unfreeze.model.architectures import build
+from unfreeze.model.backbones import BACKBONES, find_backbone
+from unfreeze.model.weights import FileWeights, LibraryWeights, PackagedWeights, checked_path, key_map, load_state_dict
 
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
-LITE0 = BACKBONES["tf_efficientnet_lite0"]
+LITE0 = BACKBONES["timm/tf_efficientnet_lite0"]
 
 
 @pytest.fixture(scope="module")
 def network():
-    return timm.create_model(LITE0.architecture, pretrained=False)
+    return timm.create_model("tf_efficientnet_lite0", pretrained=False)
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +75,7 @@ def test_every_registered_backbone_finds_its_weights(backbone):
         pytest.skip(f"{backbone.weights.package} is not installed")
     model = backbone.build()
     assert not model.training
-    assert sum(p.numel() for p in model.parameters()) == backbone.parameters
-    assert not any(p.requires_grad for p in model.parameters())
+    assert sum(p.numel() for p in model.parameters()) == backbone.card.parameters
 
 
 def test_an_unaltered_copy_is_taken(package, network, tensors):
@@ -142,3 +143,105 @@ def test_a_photo_of_a_known_thing_gets_its_class(photo, label):
         probabilities = LITE0.build()(batch).softmax(1)[0]
     assert ImageNetInfo().index_to_description(int(probabilities.argmax())).startswith(label)
     assert probabilities.max() > 0.25
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The user's folder of weights; no library's cache has any."""
+    for name in ("TORCH_HOME", "HF_HOME", "HF_HUB_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(origins, "_hugging_face_folder", lambda: tmp_path / "elsewhere")
+    own = tmp_path / "weights"
+    own.mkdir()
+    monkeypatch.setenv("UNFREEZE_WEIGHTS", str(own))
+    return own
+
+
+@pytest.mark.parametrize(
+    ("full", "file"),
+    [
+        ("torchvision/squeezenet1_1", "squeezenet1_1-b8a52dc0.pth"),
+        ("torchvision/shufflenet_v2_x0_5", "shufflenetv2_x0.5-f707e7126e.pth"),
+        ("timm/test_resnet", "test_resnet.r160_in1k.safetensors"),
+        ("timm/test_vit", "test_vit.r160_in1k/model.safetensors"),
+        ("timm/test_convnext.r160_in1k", "test_convnext.r160_in1k.pth"),
+    ],
+)
+def test_a_librarys_file_is_found_under_its_own_name_and_gives_its_features(folder, full, file):
+    backbone = find_backbone(full)
+    assert not backbone.weights.here()
+    torch.manual_seed(5)
+    network = build(full).eval()
+    path = folder / file
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".safetensors":
+        pytest.importorskip("safetensors.torch").save_file(network.state_dict(), path)
+    else:
+        torch.save(network.state_dict(), path)
+    assert backbone.weights.here()
+    assert backbone.weights.identity() == hashlib.sha256(path.read_bytes()).hexdigest()
+    size = backbone.preprocessing.size
+    image = torch.randn(1, 3, size, size)
+    with torch.inference_mode():
+        assert torch.equal(backbone.build()(image), network(image))
+
+
+def test_the_caches_of_torch_hub_and_hugging_face_are_looked_into(folder, tmp_path, monkeypatch):
+    kept = tmp_path / "elsewhere" / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"x")
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    assert origins.find(origins.origin("torchvision/squeezenet1_1")) == kept
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda repo, name: f"/{repo}/{name}")
+    assert origins.find(origins.origin("timm/test_vit")) == Path("/timm/test_vit.r160_in1k/model.safetensors")
+
+
+def test_what_is_not_here_is_fetched_by_the_librarys_own_client(folder, tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(origins, "_reach", lambda address: None)
+    path = tmp_path / "model.safetensors"
+    pytest.importorskip("safetensors.torch").save_file(build("timm/test_resnet").state_dict(), path)
+    asked = []
+    monkeypatch.setattr(hub, "hf_hub_download", lambda repo, name: asked.append((repo, name)) or str(path))
+    assert LibraryWeights("timm/test_resnet").fitted("timm/test_resnet", 0, 0, False)[1].whole
+    assert asked == [("timm/test_resnet.r160_in1k", "model.safetensors")]
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setattr(
+        torch.hub, "download_url_to_file", lambda url, to, hash_prefix, progress: asked.append(hash_prefix)
+    )
+    assert LibraryWeights("torchvision/squeezenet1_1").file().name == "squeezenet1_1-b8a52dc0.pth"
+    assert asked[-1] == "b8a52dc0"
+
+
+@pytest.mark.parametrize("full", ["torchvision/squeezenet1_1", "timm/test_vit"])
+def test_without_a_network_one_line_says_which_file_to_put_where(folder, full, monkeypatch):
+    """A real attempt, against an address of this machine where nobody listens."""
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    weights = LibraryWeights(full)
+    with pytest.raises(
+        BackboneError, match=r"cannot be reached\); put .* into the folder that \$UNFREEZE_WEIGHTS"
+    ) as told:
+        weights.identity()
+    assert origins.origin(full).names[0] in str(told.value)
+    assert "--weights none" in str(told.value)
+
+
+def test_a_network_without_pretrained_weights_says_so(folder):
+    with pytest.raises(BackboneError, match="no pretrained weights for it; use --weights FILE or --weights none"):
+        LibraryWeights(
+            "timm/" + next(n for n in timm.list_models() if not timm.get_pretrained_cfg(n).has_weights)
+        ).file()
+
+
+def test_a_file_of_ones_own(tmp_path):
+    torch.save(build("timm/test_resnet", 3).state_dict(), tmp_path / "mine.pt")
+    backbone = find_backbone("test_resnet", str(tmp_path / "mine.pt"))
+    assert isinstance(backbone.weights, FileWeights)
+    assert backbone.build().num_classes == 3
+    before = backbone.weights.identity()
+    torch.save(build("timm/test_resnet", 4).state_dict(), tmp_path / "mine.pt")
+    assert backbone.weights.identity() != before
+    with pytest.raises(BackboneError, match="no such weights file"):
+        find_backbone("test_resnet", str(tmp_path / "absent.pt"))

@@ -17,7 +17,7 @@ GRANNY_SMITH = 948  # in ImageNet-1k
 
 def test_granny_smith_apples_are_granny_smith_apples():
     torch = pytest.importorskip("torch")
-    backbone = BACKBONES["tf_efficientnet_lite0"]
+    backbone = BACKBONES["timm/tf_efficientnet_lite0"]
     prepared, model = backbone.preprocessing, backbone.build()
     files = sorted(PHOTOS.glob("*.jpg"))[:20]
     pixels = np.stack([load_square(f.read_bytes(), prepared.size, prepared.crop, path=f) for f in files])

@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from unfreeze.app import demo, fitting, looking
+from unfreeze.app import delivering, demo, fitting, looking, modelling
 from unfreeze.app.console import complain
 from unfreeze.core.errors import UnfreezeError
 
@@ -37,8 +37,11 @@ for command in (
     fitting.predict,
     looking.scores,
     looking.report,
+    delivering.export,
+    delivering.explain,
     looking.runs,
-    looking.models,
+    modelling.models,
+    modelling.inspect,
     looking.cache,
 ):
     app.command()(command)

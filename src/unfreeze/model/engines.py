@@ -26,7 +26,6 @@ from unfreeze.core.files import storage_errors, write_json
 from unfreeze.core.progress import Reporter
 from unfreeze.model.backbones import Preprocessing
 from unfreeze.model.graphs import Graph
-from unfreeze.model.stages import block_widths
 
 if TYPE_CHECKING:
     from torch import nn
@@ -119,8 +118,10 @@ def recorded_engine(graph: Graph, wish: str = "auto") -> Recorded | None:
 
 def parity(features: Features, reference: Features) -> float:
     """The lowest cosine between the features of one photo and its reference; both (n, D)."""
-    norm = np.linalg.norm(features, axis=1) * np.linalg.norm(reference, axis=1)
-    return float(((features * reference).sum(1) / np.maximum(norm, 1e-12)).min())
+    # In float64: features of an untrained network can be so small that their squares vanish.
+    ours, theirs = features.astype(np.float64), reference.astype(np.float64)
+    norm = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    return float(((ours * theirs).sum(1) / np.maximum(norm, 1e-30)).min())
 
 
 def _convert(graph: Graph, folder: Path, sample: Batch, reporter: Reporter) -> dict[str, Any]:
@@ -138,7 +139,7 @@ def _convert(graph: Graph, folder: Path, sample: Batch, reporter: Reporter) -> d
         traced = torch.jit.trace(module, example, check_trace=False)
         converted = ov.convert_model(traced, input=[ov.PartialShape([BATCH, 3, size, size])])
     model = _with_preprocessing(converted, graph.preprocessing)
-    blocks = tuple(block_widths(module.network, graph.taps, size))
+    blocks = graph.blocks()
     temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp"
     with storage_errors(folder):
         temporary.mkdir(parents=True)
@@ -298,7 +299,7 @@ def _torch_engine(graph: Graph, module: nn.Module | None = None, blocks: tuple[t
     # A module that is given is the reference of a conversion, which runs on the processor.
     device = "cuda" if torch.cuda.is_available() and module is None else "cpu"
     module = module or graph.module()
-    blocks = blocks or tuple(block_widths(module.network, graph.taps, graph.preprocessing.size))
+    blocks = blocks or graph.blocks()
     ready = module.to(device=device, memory_format=torch.channels_last)
     p = graph.preprocessing
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) * 255 for v in (p.mean, p.std))
