@@ -18,7 +18,7 @@ from unfreeze.core.recipe import read_recipe
 from unfreeze.core.runs import open_run
 from unfreeze.core.tables import Photos
 from unfreeze.learn import crossval as module
-from unfreeze.learn import inputs
+from unfreeze.learn import inputs, probing
 from unfreeze.learn.crossval import fit
 from unfreeze.learn.features import Features
 from unfreeze.learn.heads import LinearHead
@@ -94,7 +94,7 @@ def test_another_seed_is_another_run(photos, recipe, tmp_path):
 def test_a_run_that_was_killed_goes_on_where_it_was(photos, recipe, tmp_path, monkeypatch, done):
     whole = fit(photos, recipe, tmp_path / "whole")
     shutil.rmtree(cache_root() / "rotations")
-    real = module.fit_folds
+    real = probing.fit_folds
     asked = []
 
     def killed(*args):
@@ -104,14 +104,14 @@ def test_a_run_that_was_killed_goes_on_where_it_was(photos, recipe, tmp_path, mo
                 raise KeyboardInterrupt
             yield result
 
-    monkeypatch.setattr(module, "fit_folds", killed)
+    monkeypatch.setattr(probing, "fit_folds", killed)
     with pytest.raises(KeyboardInterrupt):
         fit(photos, recipe, tmp_path / "run")
     with pytest.raises(RunError, match="not finished; run its command again"):
         open_run(tmp_path / "run")
     assert len(list((tmp_path / "run").glob("fold-*"))) == done
     shutil.rmtree(cache_root() / "rotations")
-    monkeypatch.setattr(module, "fit_folds", lambda *args: asked.append(args[9]) or real(*args))
+    monkeypatch.setattr(probing, "fit_folds", lambda *args: asked.append(args[9]) or real(*args))
     run = fit(photos, recipe, tmp_path / "run")
     assert asked == [[0, 1, 2], list(range(done, 3))]
     assert same_heads(run, whole)
@@ -121,8 +121,8 @@ def test_a_run_that_was_killed_goes_on_where_it_was(photos, recipe, tmp_path, mo
 
 def test_a_head_of_other_labels_or_a_damaged_one_is_not_taken_up(photos, recipe, tmp_path, monkeypatch):
     """What an unfinished run left counts only for the same photos, labels and folds."""
-    real = module.fit_folds
-    monkeypatch.setattr(module, "predict_folds", lambda *a: 1 / 0)
+    real = probing.fit_folds
+    monkeypatch.setattr(probing, "predict_folds", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fit(photos, recipe, tmp_path / "run")
     monkeypatch.undo()
@@ -130,7 +130,7 @@ def test_a_head_of_other_labels_or_a_damaged_one_is_not_taken_up(photos, recipe,
     head = tmp_path / "run" / "fold-1" / "head.safetensors"
     head.write_bytes(head.read_bytes()[:100])
     asked = []
-    monkeypatch.setattr(module, "fit_folds", lambda *args: asked.append(args[9]) or real(*args))
+    monkeypatch.setattr(probing, "fit_folds", lambda *args: asked.append(args[9]) or real(*args))
     table = photos.table.copy()
     fit(photos, recipe, tmp_path / "run")
     swapped = table["label"].mask(table["group"] == "g0", "red").mask(table["group"] == "g2", "blue")

@@ -13,11 +13,13 @@ import pandas as pd
 
 from unfreeze.core.errors import RunError, listed
 from unfreeze.core.files import write_whole
+from unfreeze.core.runs import read_log
 from unfreeze.core.tables import FINDING_COLUMNS, probability_columns
 from unfreeze.deliver import sections
 from unfreeze.deliver.plots import bars, number, score, seconds, span
 from unfreeze.deliver.sections import Context, Material
 from unfreeze.deliver.thumbnails import thumbnails
+from unfreeze.deliver.training import training
 
 FORMAT = 1
 WEB = Path(__file__).parent / "web"
@@ -55,6 +57,7 @@ def read_run(run: Path) -> Material:
         scores=scores,
         environment=_mapping(run / "environment.json"),
         findings=_findings(run / "findings.json"),
+        log=tuple(read_log(run)),
     )
 
 
@@ -98,6 +101,7 @@ def _context(material: Material) -> Context:
         "headline": sections.headline(material),
         "data": data,
         "folds": sections.folds(material),
+        "training": training(material.info, material.scores, material.log),
         "per_class": sections.per_class(material),
         "confusion": sections.confusion(material, set(wrong["pairs"])),
         "wrong": wrong,

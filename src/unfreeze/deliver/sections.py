@@ -38,6 +38,7 @@ class Material:
     scores: dict[str, Any]
     environment: dict[str, Any]
     findings: pd.DataFrame
+    log: tuple[dict[str, Any], ...] = ()
 
     @property
     def classes(self) -> list[str]:

@@ -14,8 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from unfreeze.core import runs
-from unfreeze.core.cache import fingerprint
-from unfreeze.core.errors import FoldError, RunError, listed
+from unfreeze.core.errors import FoldError, listed
 from unfreeze.core.files import write_json
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Recipe
@@ -25,11 +24,14 @@ from unfreeze.data.checks import run_checks
 from unfreeze.data.folds import make_folds
 from unfreeze.data.looks import Looks
 from unfreeze.judge.metrics import confusion_matrix, macro_f1, out_of_fold_scores
+from unfreeze.judge.paired import paired_difference
 from unfreeze.learn.environment import environment
-from unfreeze.learn.heads import LinearHead, fit_folds, predict_folds
-from unfreeze.learn.inputs import JoinedFeatures, compute_inputs, graphs_of
+from unfreeze.learn.fitting import Work
+from unfreeze.learn.inputs import graphs_of
+from unfreeze.learn.probing import probe, split_at_random
 
 Labels = NDArray[np.int64]
+_HEADLINES = ("accuracy", "macro_f1", "log_loss")
 
 
 def fit(
@@ -51,8 +53,14 @@ def fit(
     Raises RunError, FoldError, SourceError, BackboneError, EngineError or StorageError; each says what to do.
     """
     recipe, reporter = recipe or Recipe(), reporter or Reporter()
+    started = time.perf_counter()
     spent = dict(timings or {})
-    graphs_of(recipe)  # what the recipe asks for must exist before any work is done for it
+    # What the recipe asks for must exist before any work is done for it.
+    graphs_of(recipe)
+    if recipe.strategy != "probe":
+        from unfreeze.learn.tuned_folds import check_training
+
+        check_training(recipe)
     folder = Path(run) if run else default_folder(recipe)
     source = recipe.source.path
     command = command or (f"unfreeze fit {source} --run {folder}" if source else f"uf.fit(photos, recipe, '{folder}')")
@@ -66,52 +74,54 @@ def fit(
         photos = photos.with_table(photos.table.assign(fold=folds), *findings)
         _tell(photos, reporter)
     with runs.begin(folder, recipe, photos, command, force):
-        with _clock(spent, "features"):
-            features, graphs = compute_inputs(photos.files(), looks.keys, looks.readable, recipe, reporter)
-            photos, folds = _without_failed(photos, features, folds)
-        identity = _identity(photos, folds)
-        with _clock(spent, "heads"):
-            features = features.held()
-            heads = _heads(folder, features, labels, units, folds, photos, recipe, identity, reporter)
-        with _clock(spent, "judge"):
-            inside = np.flatnonzero(folds >= 0)
-            proba = np.full((len(photos), len(photos.classes)), np.nan)
-            for k, head in enumerate(heads):
-                rows = np.flatnonzero(folds == k)
-                proba[rows] = predict_folds(features, [head], rows)
-            predictions = _predictions(photos, folds, proba, inside)
-            oof = out_of_fold_scores(labels[inside], proba[inside], units[inside], photos.classes, seed=recipe.seed)
-            scores: dict[str, Any] = {k: oof[k] for k in ("accuracy", "macro_f1", "log_loss")}
-            scores |= {"out_of_fold": oof, "folds": _fold_rows(labels, units, folds, proba, heads)}
-            held = np.flatnonzero((photos.table["split"] == "test").to_numpy() & _usable(looks, features))
-            if len(held):
-                blended = predict_folds(features, heads, held)
-                test = np.full_like(proba, np.nan)
-                test[held] = blended
-                runs.save_table(folder / "test.parquet", _predictions(photos, folds, test, held))
-                scores["test"] = out_of_fold_scores(
-                    labels[held], blended, units[held], photos.classes, seed=recipe.seed
+        work = Work(photos, looks, labels, units, folds, recipe, folder, reporter, spent)
+        if recipe.strategy == "probe":
+            outcome, fitted = probe(work)
+        else:
+            from unfreeze.learn.tuned_folds import tune
+
+            outcome, fitted = tune(work, started), None
+        photos, folds, proba = work.photos, work.folds, outcome.proba
+        inside = np.flatnonzero(folds >= 0)
+
+        def judged(rows: Labels, probabilities: NDArray[np.float64], by: Labels = units) -> dict[str, Any]:
+            return out_of_fold_scores(labels[rows], probabilities, by[rows], photos.classes, seed=recipe.seed)
+
+        with work.clock("judge"):
+            oof = judged(inside, proba[inside])
+            scores: dict[str, Any] = {name: oof[name] for name in _HEADLINES}
+            scores |= {"out_of_fold": oof, "folds": _fold_rows(work, proba, outcome.folds)}
+            for name, other in outcome.beside.items():
+                found = judged(inside, other[inside])
+                scores.setdefault("beside", {})[name] = {key: found[key] for key in _HEADLINES}
+            if "probe" in outcome.beside:
+                before = outcome.beside["probe"][inside]
+                scores["gain"] = paired_difference(
+                    labels[inside], before, proba[inside], units[inside], seed=recipe.seed
                 )
-        if compare_random:
-            with _clock(spent, "random split"):
-                scores["random_split"] = _random_split(photos, looks, features, labels, recipe, folder, folds)
+            held = work.tested()
+            if len(held):
+                test = np.full_like(proba, np.nan)
+                test[held] = outcome.test
+                runs.save_table(folder / "test.parquet", _predictions(photos, folds, test, held))
+                scores["test"] = judged(held, outcome.test)
+        if compare_random and fitted is None:
+            reporter.say("--compare-random: the split photo by photo is shown for strategy probe only.")
+        elif compare_random and fitted is not None:
+            with work.clock("random split"):
+                alone = np.arange(len(photos), dtype=np.int64)
+                apart, _ = _folds(photos, looks, labels, alone, recipe, by_group=False)
+                apart[folds < 0] = -1
+                rows = np.flatnonzero(apart >= 0)
+                found = judged(rows, split_at_random(work, fitted, apart)[rows], alone)
+                scores["random_split"] = {key: found[key] for key in _HEADLINES}
         runs.save_table(folder / "photos.parquet", photos.table)
         runs.save_findings(folder, photos.findings)
-        runs.save_table(folder / "oof.parquet", predictions)
+        runs.save_table(folder / "oof.parquet", _predictions(photos, folds, proba, inside))
         write_json(folder / "scores.json", scores)
         write_json(folder / "environment.json", environment(recipe.seed, spent))
         shutil.rmtree(folder / "scratch", ignore_errors=True)
-        return runs.finish(
-            folder,
-            backbone_info=graphs[0].backbone.describe(),
-            inputs=[
-                {**graph.described(), "features": part.width}
-                for graph, part in zip(graphs, features.parts, strict=True)
-            ],
-            views=list(recipe.probe.views),
-            engine=features.engine,
-            identity=identity,
-        )
+        return runs.finish(folder, **outcome.info)
 
 
 def _tell(photos: Photos, reporter: Reporter) -> None:
@@ -163,136 +173,28 @@ def _folds(
     return folds, findings
 
 
-def _usable(looks: Looks, features: JoinedFeatures) -> NDArray[np.bool_]:
-    usable = looks.readable.copy()
-    usable[list(features.failed)] = False
-    return usable
-
-
-def _without_failed(photos: Photos, features: JoinedFeatures, folds: Labels) -> tuple[Photos, Labels]:
-    """Photos that failed after their first look leave their fold, with a finding."""
-    if not features.failed:
-        return photos, folds
-    before, folds = folds, folds.copy()
-    folds[list(features.failed)] = -1
-    if len(np.unique(folds[folds >= 0])) < len(np.unique(before[before >= 0])):
-        why = next(iter(features.failed.values()))
-        raise FoldError(f"a whole fold of photos cannot be read any more ({why}); run the same command again.")
-    paths = photos.table["path"]
-    findings = [
-        Finding("unreadable", "warning", why, "mend or remove the file; it is left out of training", str(paths[i]))
-        for i, why in features.failed.items()
-    ]
-    return photos.with_table(photos.table.assign(fold=folds), *findings), folds
-
-
-def _identity(photos: Photos, folds: Labels) -> str:
-    """Names the photos' contents, their order and folds: what a rotation was made of, beside the features."""
-    return fingerprint([[h, int(f)] for h, f in zip(photos.table["hash"], folds, strict=True)])
-
-
-def _heads(
-    folder: Path,
-    features: JoinedFeatures,
-    labels: Labels,
-    units: Labels,
-    folds: Labels,
-    photos: Photos,
-    recipe: Recipe,
-    identity: str,
-    reporter: Reporter,
-) -> list[LinearHead]:
-    """A head for each fold; those that an interrupted run has left are taken, the others fitted and kept at once."""
-    fitted_on = [labels.tolist(), units.tolist(), photos.classes, recipe.probe.model_dump(mode="json"), recipe.seed]
-    mark = fingerprint([features.identity, identity, *fitted_on])
-    heads: dict[int, LinearHead] = {}
-    for k in range(recipe.folds.count):
-        try:
-            head, about = LinearHead.load(folder / f"fold-{k}" / "head.safetensors")
-        except RunError:
-            continue
-        if about["identity"] == mark:
-            heads[k] = head
-    todo = [k for k in range(recipe.folds.count) if k not in heads]
-    classes = len(photos.classes)
-    fitted = fit_folds(
-        features,
-        labels,
-        units,
-        folds,
-        classes,
-        recipe.probe,
-        recipe.seed,
-        identity,
-        folder / "scratch",
-        todo,
-        reporter,
-    )
-    for k, head in fitted:
-        head.save(folder / f"fold-{k}" / "head.safetensors", mark, photos.classes)
-        heads[k] = head
-    return [heads[k] for k in range(recipe.folds.count)]
-
-
 def _predictions(photos: Photos, folds: Labels, proba: NDArray[np.float64], rows: Labels) -> pd.DataFrame:
     table = photos.table.loc[rows, ["path", "label"]].assign(fold=folds[rows])[["path", "fold", "label"]]
     columns = pd.DataFrame(proba[rows], columns=probability_columns(photos.classes), index=table.index)
     return pd.concat([table, columns], axis=1).reset_index(drop=True)
 
 
-def _fold_rows(
-    labels: Labels, units: Labels, folds: Labels, proba: NDArray[np.float64], heads: list[LinearHead]
-) -> list[dict[str, Any]]:
+def _fold_rows(work: Work, proba: NDArray[np.float64], beside: list[dict[str, Any]]) -> list[dict[str, Any]]:
     out = []
-    for k, head in enumerate(heads):
-        rows = np.flatnonzero(folds == k)
-        confusion = confusion_matrix(labels[rows], proba[rows].argmax(1), proba.shape[1])
+    for k, extra in enumerate(beside):
+        rows = np.flatnonzero(work.folds == k)
+        confusion = confusion_matrix(work.labels[rows], proba[rows].argmax(1), work.classes)
         out.append(
             {
                 "fold": k,
                 "photos": len(rows),
-                "groups": len(np.unique(units[rows])),
+                "groups": len(np.unique(work.units[rows])),
                 "accuracy": float(np.trace(confusion) / len(rows)),
                 "macro_f1": float(macro_f1(confusion)),
-                "strength": head.strength,
-                "inputs": list(head.inputs),
+                **extra,
             }
         )
     return out
-
-
-def _random_split(
-    photos: Photos,
-    looks: Looks,
-    features: JoinedFeatures,
-    labels: Labels,
-    recipe: Recipe,
-    folder: Path,
-    safe: Labels,
-) -> dict[str, Any]:
-    """What a split photo by photo would have told, from the same features: for comparison only."""
-    alone = np.arange(len(photos), dtype=np.int64)
-    folds, _ = _folds(photos, looks, labels, alone, recipe, by_group=False)
-    folds[safe < 0] = -1
-    identity = _identity(photos, folds)
-    proba = np.zeros((len(photos), len(photos.classes)))
-    fitted = fit_folds(
-        features,
-        labels,
-        alone,
-        folds,
-        len(photos.classes),
-        recipe.probe,
-        recipe.seed,
-        identity,
-        folder / "scratch",
-    )
-    for k, head in fitted:
-        rows = np.flatnonzero(folds == k)
-        proba[rows] = predict_folds(features, [head], rows)
-    rows = np.flatnonzero(folds >= 0)
-    scores = out_of_fold_scores(labels[rows], proba[rows], alone[rows], photos.classes, seed=recipe.seed)
-    return {name: scores[name] for name in ("accuracy", "macro_f1", "log_loss")}
 
 
 @contextmanager
