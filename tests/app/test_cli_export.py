@@ -1,0 +1,60 @@
+"""The commands export and explain: what they print, write and refuse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from commandline import Answer, leftovers
+
+Cli = Callable[..., Answer]
+
+
+def test_export_writes_here_and_says_how_near_it_is(cli: Cli, fitted: Path) -> None:
+    answer = cli("export", fitted)
+    assert answer.code == 0, answer.err
+    assert Path("colours.xml").is_file() and Path("colours.bin").is_file() and not leftovers(Path())
+    assert "differ from the run's by at most" in answer.out and "(0.001 is allowed)" in answer.out
+    again = cli("export", fitted)
+    assert again.code == 2 and "--force overwrites it" in again.complaint
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--to", "tflite"], "--to tflite: known are openvino, onnx."),
+        (["--out", "a.txt"], "name it a.xml"),
+        (["--views", "both"], "--views both: known are plain, flip."),
+        (["--photos", "nowhere"], "nowhere: no such file or folder."),
+    ],
+)
+def test_export_refuses_in_one_line(cli: Cli, fitted: Path, options: list[str], said: str) -> None:
+    answer = cli("export", fitted, *options)
+    assert answer.code == 2 and said in answer.complaint
+    assert list(Path().iterdir()) == []
+
+
+def test_explain_writes_a_page_or_prints_the_numbers(cli: Cli, fitted: Path, photos: Path) -> None:
+    photo = next(photos.rglob("*.jpg"))
+    answer = cli("explain", fitted, photo)
+    assert answer.code == 0, answer.err
+    assert Path("explain.html").is_file() and "Page: explain.html" in answer.out
+    Path("explain.html").unlink()
+    found = cli("explain", fitted, photo, "--json")
+    (explained,) = json.loads(found.out)["photos"]
+    assert found.code == 0 and explained["trained_on"] and list(Path().iterdir()) == []
+    name = explained["label"]
+    cells = sum(sum(map(sum, block["classes"][name])) for block in explained["maps"])
+    assert explained["base"][name] + cells == pytest.approx(explained["logits"][name], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["nowhere.jpg"], "no such file or folder"), (["nowhere.jpg", "--out", "why.pdf"], "name a file why.html")],
+)
+def test_explain_refuses_in_one_line(cli: Cli, fitted: Path, arguments: list[str], said: str) -> None:
+    answer = cli("explain", fitted, *arguments)
+    assert answer.code == 2 and said in answer.complaint
