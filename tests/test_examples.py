@@ -80,3 +80,12 @@ def test_compare_two_recipes(photos: Path, tmp_path: Path, monkeypatch, capsys) 
     said = capsys.readouterr().out
     assert len(re.findall(r"^(fast|good) +macro F1 [01]\.\d{3} \(", said, flags=re.M)) == 2
     assert re.search(r"good minus fast: [+-][01]\.\d{3} \(95 %: [+-]", said)
+
+
+def test_train_the_last_stages(photos: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    pattern = r"(?P<group>[^/_]+)_[^/]*$"
+    run_example("06", photos, tmp_path / "run", pattern, "1", monkeypatch=monkeypatch)
+    said = capsys.readouterr().out
+    assert re.search(r"the probe: macro F1 [01]\.\d{3}", said) and "its last stages trained: " in said
+    assert re.search(r"training changed it by [+-]0\.\d{3} \(95 %: [+-]", said)
+    assert "blue/g200_0.jpg" in said

@@ -10,6 +10,7 @@ from unfreeze.core.errors import RecipeError
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import QUALITIES, Probe, Recipe
 from unfreeze.judge.metrics import out_of_fold_scores
+from unfreeze.learn import inputs
 from unfreeze.learn.classifier import load
 from unfreeze.learn.crossval import fit
 from unfreeze.learn.heads import LinearHead, fit_folds, predict_folds
@@ -99,11 +100,29 @@ def test_a_head_remembers_its_inputs(tmp_path):
 
 def test_best_is_a_race_and_stages_are_checked_before_work():
     graphs = graphs_of(Recipe().replace(**QUALITIES["best"]))
-    assert len(graphs) == len(QUALITIES["best"]["probe.race"]) > 1
-    assert graphs[1].preprocessing.size == 320
+    named = [entry for entry in QUALITIES["best"]["probe.race"] if entry["backbone"] != "here"]
+    assert [g.preprocessing.size for g in graphs[: len(named)]] == [entry["size"] for entry in named]
     assert graphs[1].preprocessing.crop == 1.0
+    assert [g.preprocessing.squash for g in graphs[: len(named)]] == [False] * 4 + [True]
     with pytest.raises(RecipeError, match="has 9 stages, stem"):
         graphs_of(Recipe().replace(**{"probe.stages": "last:10"}))
+
+
+def test_backbones_whose_weights_are_here_race_too(tmp_path, monkeypatch, fresh_cache):
+    recipe = Recipe().replace(**{"probe.race": [{"size": 64}, {"backbone": "here"}]})
+    monkeypatch.setenv("UNFREEZE_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(inputs, "MEET_FIRST", ("torchvision/vgg19", "torchvision/resnet18"))
+    assert len(graphs_of(recipe)) == 1
+    (tmp_path / "resnet18-f37072fd.pth").write_bytes(b"what is in it is looked at later")
+    (tmp_path / "vgg19-dcbb9e9d.pth").write_bytes(b"too")
+    found = graphs_of(recipe)
+    assert [g.backbone.name for g in found[1:]] == ["torchvision/resnet18", "torchvision/vgg19"]  # cheapest first
+    assert [g.taps.last for g in found[1:]] == [5, 5]
+    with pytest.raises(RecipeError, match="no backbone besides"):
+        monkeypatch.setattr(inputs, "MEET_FIRST", ())
+        graphs_of(Recipe().replace(**{"probe.race": [{"backbone": "here"}]}))
 
 
 RACE = ({"size": 64}, {"size": 64, "crop": 1.0}, {"backbone": "tf_efficientnet_lite1", "size": 64})

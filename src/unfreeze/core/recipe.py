@@ -49,7 +49,10 @@ class Folds(Section):
 
 
 class Input(Section):
-    """A candidate input of the race: 0 or empty text as in Image and Recipe."""
+    """A candidate input of the race: 0 or empty text as in Image and Recipe.
+
+    backbone 'here': each network of the short list of `unfreeze models` whose weights are on this machine.
+    """
 
     backbone: str = ""
     size: int = Field(default=0, ge=0, le=2048)
@@ -182,6 +185,8 @@ QUALITIES: dict[str, dict[str, Any]] = {
             {"backbone": "tf_efficientnet_lite0", "size": 320, "crop": 1.0},
             {"backbone": "tf_efficientnet_lite2", "size": 260, "crop": 0.89},
             {"backbone": "tf_efficientnet_lite2", "size": 320, "crop": 1.0},
+            {"backbone": "tf_efficientnet_lite0", "size": 288, "crop": 1.0, "squash": True},
+            {"backbone": "here"},
         ),
     },
 }

@@ -16,9 +16,13 @@ from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Recipe
 from unfreeze.learn.features import Features, cached_features, compute_features
 from unfreeze.model.backbones import find_backbone
+from unfreeze.model.catalogue import MEET_FIRST
 from unfreeze.model.graphs import Graph
 from unfreeze.model.taps import Taps
+from unfreeze.model.weights import LibraryWeights
 
+# In a race: every network of the short list whose weights are on this machine.
+HERE = "here"
 # Small sets are read a dozen times and held; the features of larger ones stay on disk, whatever there are.
 HELD_ROWS, HELD_BYTES = 4096, 192 << 20
 
@@ -96,19 +100,31 @@ def graphs_of(recipe: Recipe) -> list[Graph]:
 
     Raises BackboneError for an unknown backbone and RecipeError for stages that it does not have.
     """
-    graphs = []
+    taps = Taps.parse(recipe.probe.stages, recipe.probe.grid)
+    graphs: list[Graph] = []
     for entry in recipe.probe.race or (None,):
+        if entry and entry.backbone == HERE:
+            graphs += _here(taps, {graph.backbone.name for graph in graphs})
+            continue
         own = entry.backbone if entry else ""  # a race's other backbones come with their pretrained weights
         backbone = find_backbone(own) if own else find_backbone(recipe.backbone, recipe.weights, recipe.seed)
         image = entry or recipe.image
-        taps = Taps.parse(recipe.probe.stages, recipe.probe.grid)
         if taps.last > len(backbone.stages):
             raise RecipeError(
                 f"probe.stages = '{recipe.probe.stages}': {backbone.name} has {len(backbone.stages)} stages, "
                 f"{listed([stage.name for stage in backbone.stages], 12)}."
             )
         graphs.append(Graph(backbone, backbone.preprocessing.resolved(image.size, image.crop, image.squash), taps))
+    if not graphs:
+        raise RecipeError(f"probe.race: no backbone besides the named ones is here for '{HERE}'; name one.")
     return graphs
+
+
+def _here(taps: Taps, named: set[str]) -> list[Graph]:
+    """Networks worth meeting whose weights lie on this machine, the cheapest first, as they were pretrained."""
+    there = [name for name in MEET_FIRST if name not in named and LibraryWeights(name).here()]
+    found = sorted((find_backbone(name) for name in there), key=lambda b: b.card.gmacs)
+    return [Graph(b, b.preprocessing, Taps(min(taps.last, len(b.stages)), taps.grid)) for b in found]
 
 
 def compute_inputs(

@@ -19,6 +19,7 @@ from torch import nn
 
 from unfreeze.core.errors import EngineError
 from unfreeze.core.progress import Reporter
+from unfreeze.model.eager import is_out_of_memory
 
 Inputs: TypeAlias = torch.Tensor | tuple[torch.Tensor, ...]
 T = TypeVar("T")
@@ -26,7 +27,6 @@ T = TypeVar("T")
 # What autograd keeps was 12 to 18 % below the resident size of a real step on the CPU (gradients on their way and
 # the allocator's slack come on top); on a GPU the peak is exact, but other programs and fragments take their share.
 _MARGIN = 1.25
-_SAYS_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "alloc_failed")
 _KEPT = 1 << 30
 # Processes that train side by side on this machine's memory: each plans with its share of what is free.
 _sharing = 1
@@ -95,13 +95,6 @@ class MicroBatch:
             torch.cuda.empty_cache()
         self.halved.append(f"{what}: out of memory with {largest} photos at once; goes on with {self.size}")
         self.reporter.say(f"{self.halved[-1]} (the effective batch stays).")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: CUDA's, Python's, or the CPU allocator's RuntimeError."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _SAYS_MEMORY)
 
 
 def retried(work: Callable[[], T], undo: Callable[[], None], count: int, micro: MicroBatch, what: str) -> T:

@@ -296,21 +296,13 @@ def _with_preprocessing(model: Any, preprocessing: Preprocessing) -> Any:
 def _torch_engine(graph: Graph, module: nn.Module | None = None, blocks: tuple[tuple[str, int], ...] = ()) -> Engine:
     import torch
 
+    from unfreeze.model.eager import eager_run
+
     # A module that is given is the reference of a conversion, which runs on the processor.
     device = "cuda" if torch.cuda.is_available() and module is None else "cpu"
     module = module or graph.module()
     blocks = blocks or graph.blocks()
-    ready = module.to(device=device, memory_format=torch.channels_last)
-    p = graph.preprocessing
-    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) * 255 for v in (p.mean, p.std))
-
-    def run(batches: Iterable[Batch]) -> Iterator[Features]:
-        for batch in batches:
-            pixels = torch.from_numpy(np.ascontiguousarray(batch)).to(device).permute(0, 3, 1, 2)
-            with torch.inference_mode():
-                yield ready((pixels.float() - mean) / std).float().cpu().numpy()
-
-    return Engine("torch", "f32", blocks, run)
+    return Engine("torch", "f32", blocks, eager_run(module, graph.preprocessing, device))
 
 
 def _outputs(engine: Engine, pixels: Batch) -> Features:
