@@ -19,8 +19,9 @@ from unfreeze.core.progress import ConsoleReporter, Reporter
 out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
 _WIDE = 200
-_FOLD = 16  # text columns may be folded down to this
-_GAP = 3
+_NAME = 40  # names in the first column up to this length are never folded
+_FOLD = 10  # text columns may be folded down to this
+_GAP = 2
 
 
 def reporter(quiet: bool = False) -> Reporter:
@@ -55,7 +56,7 @@ def emit_json(value: Any) -> None:
 
 
 def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()) -> None:
-    """A table under its title; columns named in `right` are right-aligned numbers, which never wrap.
+    """A table under its title; columns named in `right` are right-aligned numbers. They never wrap, nor do short names.
 
     Where the terminal is too narrow for it, each row becomes a block of lines. A pipe or file is wide.
     """
@@ -63,7 +64,8 @@ def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], r
     width = out.width if out.is_terminal or "COLUMNS" in os.environ else _WIDE
     out.print(Text(_tame(title), style="bold"), soft_wrap=True)
     longest = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    needed = sum(n if name in right else min(n, _FOLD) for name, n in zip(columns, longest, strict=True))
+    whole = {*right, *(columns[:1] if longest[0] <= _NAME else ())}
+    needed = sum(n if name in whole else min(n, _FOLD) for name, n in zip(columns, longest, strict=True))
     if needed + _GAP * len(columns) > width:
         for row in cells:
             out.print(Text(f" {row[0]}", style="bold"), soft_wrap=True)
@@ -71,9 +73,9 @@ def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], r
                 if cell:
                     out.print(Text(f"   {name}: {cell}"), soft_wrap=True)
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in columns:
-        table.add_column(name, justify="right" if name in right else "left", overflow="fold", no_wrap=name in right)
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold", no_wrap=name in whole)
     for row in cells:
         table.add_row(*map(Text, row))
     out.print(table, width=width)

@@ -41,8 +41,8 @@ def models(
     if json:
         emit_json([{**asdict(entry), "input_size": entry.pixels} for entry in found])
         return
-    columns = ["backbone", "parameters", "pixels", "GMACs", "licence", "weights"]
-    show(_title(found, short, available), columns, map(_row, found), ["parameters", "pixels", "GMACs"])
+    columns = ["backbone", "params", "px", "GMACs", "licence", "weights"]
+    show(_title(found, short, available), columns, map(_row, found), ["params", "px", "GMACs"])
     for entry in found if len(found) <= LOOKED_AT else ():
         if entry.note:
             say(f"{entry.name} cannot be used here: {entry.note}")
@@ -123,7 +123,7 @@ def _show_tree(found: Inspection, depth: int) -> None:
         for row in found.tree
         if row.depth <= depth
     ]
-    columns = ["module", "kind", "output", "parameters", "GMACs", "", "stage"]
+    columns = ["module", "kind", "output", "params", "GMACs", "", "stage"]
     show(f"{found.name} at {found.size} px, {found.classes:,} classes", columns, rows, columns[2:])
 
 

@@ -118,7 +118,7 @@ def _trained_with(full: str) -> tuple[Preprocessing, str]:
     size, resized = told.crop_size[0], told.resize_size[0]
     crop = math.floor(1000 * size / resized) / 1000
     resample = told.interpolation.value
-    return Preprocessing(size, crop, tuple(told.mean), tuple(told.std), resample), "BSD-3-Clause code; see its weights"
+    return Preprocessing(size, crop, tuple(told.mean), tuple(told.std), resample), "BSD-3-Clause (code)"
 
 
 def _from_json(found: dict[str, Any]) -> Card:

@@ -65,12 +65,22 @@ def beside(anatomy: Anatomy, first: int, taps: Taps) -> tuple[Stage, ...]:
 
 
 class _Stub(nn.Module):
-    """Stands where a module of the front stood: answers blank maps of the same shape, or what was put into it."""
+    """Stands where a module of the front stood: answers blank maps of the same shape, or what was put into it.
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    What else the network asks of the module (a grid's size, a stride) it answers as before; its weights are let go.
+    """
+
+    def __init__(self, module: nn.Module, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.shape = shape
         self.given: torch.Tensor | None = None
+        self.__dict__["stood_here"] = module.to("meta")  # not registered: it is no part of the network any more
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["stood_here"], name)
 
     def forward(self, first: Any, *_: Any, **__: Any) -> torch.Tensor:
         if self.given is not None:
@@ -97,7 +107,7 @@ class Rest(nn.Module):
         # What the forward never calls needs no stub; what it calls after the cut, such as pooling, has to run on.
         for name in list(shapes)[: list(shapes).index(self.end) + 1]:
             parent, _, child = name.rpartition(".")
-            setattr(network.get_submodule(parent), child, _Stub(shapes[name]))
+            setattr(network.get_submodule(parent), child, _Stub(network.get_submodule(name), shapes[name]))
         self.network, self.size = network, size
         self.shape = tuple(activation.shape[1:])
         self._check(activation, expected)

@@ -152,7 +152,7 @@ def _ask(full: str) -> Origin:
 
         weights = models.get_model_weights(name).DEFAULT
         told = weights.meta.get("license", "")
-        licence = told or "BSD-3-Clause code; see its weights"
+        licence = told or "BSD-3-Clause (code)"
         return Origin((_basename(weights.url),), "", (), weights.url, licence, weights.transforms().crop_size[0])
     import timm
 
