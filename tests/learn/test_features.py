@@ -131,10 +131,10 @@ def test_another_view_size_crop_or_stage_misses(ready_cache, files, graph, monke
     }
     identities = {str(base.identity)}
     for name, (other, views) in others.items():
-        stores = module._stores(other, views, "f32", base.blocks, module.Reporter())
+        stores = module.stores_of(other, views, "f32", base.blocks, module.Reporter())
         assert (stores[0].find(keys_of(files)) == -1).all(), name
         identities.add(str([s.folder.name for s in stores]))
-    bf16 = module._stores(graph, ("plain",), "bf16", base.blocks, module.Reporter())
+    bf16 = module.stores_of(graph, ("plain",), "bf16", base.blocks, module.Reporter())
     identities.add(str([s.folder.name for s in bf16]))
     assert len(identities) == 7
 
@@ -238,7 +238,7 @@ def test_an_interruption_keeps_what_is_done(ready_cache, files, graph, monkeypat
     monkeypatch.setattr(module, "open_engine", stops_after(5))
     with pytest.raises(KeyboardInterrupt):
         compute(files, graph, BOTH)
-    stores = module._stores(graph, BOTH, "f32", (("blocks.6", 1280), ("head", 5120)), module.Reporter())
+    stores = module.stores_of(graph, BOTH, "f32", (("blocks.6", 1280), ("head", 5120)), module.Reporter())
     assert [int((s.find(keys_of(files))[:, 0] >= 0).sum()) for s in stores] == [8, 8]
 
     ran = []

@@ -129,7 +129,8 @@ def begin(path: Path, recipe: Recipe, photos: Photos, command: str, force: bool)
         path.mkdir(parents=True, exist_ok=True)
     with _lock(path):
         refuse(path, recipe, force)  # once more: another process may have finished it before we had the lock
-        _clear_temporary(path)
+        for folder in (path, *path.glob("fold-*")):
+            _clear_temporary(folder)
         if force:
             _clear(path)
         write_text(path / "recipe.toml", recipe.to_toml())

@@ -17,7 +17,7 @@ from unfreeze.core.progress import Reporter
 from unfreeze.core.work import in_threads
 from unfreeze.data.pixels import Frame, StoredPixels, cached_pixels
 from unfreeze.learn.augment import AUGMENTS, make_draws
-from unfreeze.learn.features import _HALF_MAX, Features, _stores, compute_features
+from unfreeze.learn.features import HALF_MAX, Features, compute_features, stores_of
 from unfreeze.model.engines import BATCH, Engine, open_engine, recorded_engine
 from unfreeze.model.graphs import Graph
 
@@ -112,9 +112,9 @@ def compute_activations(
     precision = next(
         p
         for p in ("bf16", "f32")
-        if _stores(graph, plain[:1], p, found.blocks, reporter)[0].folder.name == found.identity[0]
+        if stores_of(graph, plain[:1], p, found.blocks, reporter)[0].folder.name == found.identity[0]
     )
-    stores = _stores(graph, tuple(augmented), precision, found.blocks, reporter)
+    stores = stores_of(graph, tuple(augmented), precision, found.blocks, reporter)
     if all((store.find(keys)[good, 0] >= 0).all() for store in stores):
         return failed
     pixels = cached_pixels(files, keys, good, frame, max_pixels, reporter)
@@ -150,7 +150,7 @@ def _stores_of(
     recorded = None if wish == "torch" else recorded_engine(graph, wish)
     precision = precision or (recorded.precision if recorded else "f32")
     blocks = recorded.blocks if recorded else graph.blocks()
-    return _stores(graph, views, precision, blocks, Reporter()), precision, blocks
+    return stores_of(graph, views, precision, blocks, Reporter()), precision, blocks
 
 
 def augmented_pixels(pixels: StoredPixels, rows: NDArray[np.int64], view: str) -> NDArray[np.uint8]:
@@ -195,7 +195,7 @@ def _fill(
     with reporter.bar(f"Activations of view {view.partition('@')[0]}", len(todo)) as advance:
         try:
             for found in engine.run(batches()):
-                done.append(np.clip(found, -_HALF_MAX, _HALF_MAX).astype(np.float16))
+                done.append(np.clip(found, -HALF_MAX, HALF_MAX).astype(np.float16))
                 advance(len(found))
                 if sum(part.nbytes for part in done) >= _FLUSH_BYTES:
                     flush()

@@ -24,7 +24,7 @@ from unfreeze.model.graphs import Graph
 _VERSION = 3
 _FLUSH, _FLUSH_BYTES = 1024, 64 << 20
 _SAMPLE = 4 * BATCH
-_HALF_MAX = float(np.finfo(np.float16).max)
+HALF_MAX = float(np.finfo(np.float16).max)
 
 
 def signed_root(features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -116,7 +116,7 @@ def compute_features(
     if (known := cached_features(keys, readable, graph, views, wish, reporter)) is not None:
         return known
     engine, failed = _open(files, keys, readable, graph, wish, max_pixels, reporter)
-    stores = _stores(graph, views, engine.precision, engine.blocks, reporter)
+    stores = stores_of(graph, views, engine.precision, engine.blocks, reporter)
     lacking = readable & np.any([store.find(keys)[:, 0] < 0 for store in stores], axis=0)
     # Two photos of one content are computed once.
     _, first = np.unique(keys[lacking], axis=0, return_index=True)
@@ -141,14 +141,14 @@ def cached_features(
     recorded = recorded_engine(graph, wish)
     if recorded:
         for precision in dict.fromkeys((recorded.precision, "f32")):
-            stores = _stores(graph, views, precision, recorded.blocks, reporter or Reporter())
+            stores = stores_of(graph, views, precision, recorded.blocks, reporter or Reporter())
             places = tuple(store.find(keys) for store in stores)
             if all((p[readable, 0] >= 0).all() for p in places):
                 return Features(stores, places, recorded.blocks, {}, "cache")
     return None
 
 
-def _stores(
+def stores_of(
     graph: Graph,
     views: tuple[str, ...],
     precision: str,
@@ -270,7 +270,7 @@ def _run(
         try:
             for number, features in enumerate(engine.run(batches(advance))):
                 view = number % len(views)
-                rows[view].append(np.clip(features, -_HALF_MAX, _HALF_MAX).astype(np.float16))
+                rows[view].append(np.clip(features, -HALF_MAX, HALF_MAX).astype(np.float16))
                 if view == len(views) - 1:
                     done.extend(sent.pop(0))
                     if len(done) >= min(_FLUSH, _FLUSH_BYTES // (2 * len(features[0]))):

@@ -159,11 +159,12 @@ def do(job: Job, folder: Path, kept: Path, tell: Callable[[dict[str, Any]], None
     )
     for row in rows:
         tell(row)
-    _go_back(model, begun, s.keep)
+    device = next(model.parameters()).device
+    _go_back(model.cpu(), begun, s.keep)
+    model.to(device)
     probabilities = predicted(model, batches(job.out), views_seen(job.recipe), s.batch, plan)
-    content = to_bytes(
-        {name: tensor.contiguous() for name, tensor in model.trained_state().items()}, {"identity": job.identity()}
-    )
+    state = {name: tensor.cpu().contiguous() for name, tensor in model.trained_state().items()}
+    content = to_bytes(state, {"identity": job.identity()})
     write_whole(folder / "probabilities.npy", lambda p: np.save(p, probabilities))
     write_whole(kept, lambda p: p.write_bytes(content))
     shutil.rmtree(folder / "training", ignore_errors=True)  # a finished fold needs no checkpoints

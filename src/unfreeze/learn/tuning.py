@@ -21,7 +21,7 @@ from unfreeze.learn.batches import ActivationBatches, Activations, Batch, Batche
 from unfreeze.learn.heads import softmax
 from unfreeze.learn.loop import predict
 from unfreeze.learn.memory import MicroBatch
-from unfreeze.learn.plan import Plan
+from unfreeze.learn.plan import Plan, make_fabric
 from unfreeze.learn.schedule import size_at
 from unfreeze.model.architectures import build
 from unfreeze.model.backbones import Backbone, find_backbone
@@ -184,12 +184,13 @@ class Setting:
 
     def check(self, progressive: bool) -> None:
         """Raises BackboneError or RecipeError where the network cannot be cut, or cannot take smaller photos."""
+        anatomy = self.backbone.anatomy(self.size, self.auxiliary)
         if self.cut:
-            network = self.backbone.build(0, self.size)
-            Rest(network, self.backbone.anatomy(self.size), self.first, self.size)
+            Rest(self.backbone.build(0, self.size), anatomy, self.first, self.size)
         small = size_at(0.0, self.size) if progressive else 0
         if small:
-            network = build(self.backbone.name, size=self.size, meta=True)
+            bare = build(self.backbone.name, size=self.size, meta=True)
+            network = Tuned(bare, self.backbone.anatomy(self.size), 2, taps=self.taps, size=self.size).to("meta").eval()
             try:
                 network(torch.zeros(2, 3, small, small, device="meta"))
             except Exception:  # networks of one size say nearly anything
@@ -263,8 +264,9 @@ def prepare_photos(
 def photos_of(setting: Setting, keys: NDArray[np.uint64], readable: NDArray[np.bool_]) -> MakeBatches:
     """Function: rows, their labels, number of classes, settings, seed -> Batches, from what the cache holds.
 
-    CacheError where it does not hold them any more.
+    CacheError where it does not hold them any more. Augmentation runs where training does.
     """
+    device = make_fabric("f32").device
     if setting.cut:
         found = kept_activations(keys, readable, setting.front, setting.views, setting.engine)
         shape = setting.front.activation()
@@ -278,7 +280,7 @@ def photos_of(setting: Setting, keys: NDArray[np.uint64], readable: NDArray[np.b
 
         def late(rows: Rows, labels: Rows, classes: int, s: Train, seed: int) -> Batches:
             whole, drawn = (
-                ActivationBatches(a, rows, labels, classes, s.mixup, s.sampler, seed) for a in (every, some)
+                ActivationBatches(a, rows, labels, classes, s.mixup, s.sampler, seed, device) for a in (every, some)
             )
             return _Drawn(whole, drawn)
 
@@ -290,7 +292,7 @@ def photos_of(setting: Setting, keys: NDArray[np.uint64], readable: NDArray[np.b
 
     def whole(rows: Rows, labels: Rows, classes: int, s: Train, seed: int) -> Batches:
         p = setting.preprocessing
-        return PixelBatches(pixels, rows, labels, classes, p, s.augment, s.mixup, s.cutmix, s.sampler, seed)
+        return PixelBatches(pixels, rows, labels, classes, p, s.augment, s.mixup, s.cutmix, s.sampler, seed, device)
 
     return whole
 

@@ -58,8 +58,8 @@ class Tuned(nn.Module):
         stages = anatomy.stages
         self.read = stages[-taps.last :] if taps else ()
         self.beside = beside(anatomy, first, taps) if cut and taps else ()
+        self.network = network  # before `rest`, which holds it too: parameters are told by their first name
         self.rest = Rest(network, anatomy, first, size) if cut else None
-        self.network = network
         self.head = nn.Linear(sum(s.width(taps.grid) for s in self.read), classes) if taps else None
         self.seen: dict[str, Any] = {}
         for stage in self.read:
