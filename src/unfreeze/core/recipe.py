@@ -154,7 +154,7 @@ class Train(Section):
         description="share of the way from the start's weights to the end's that is kept; -1: by strategy",
     )
     ensemble: bool = Field(
-        default=True, description="probabilities are averaged with those of the probe it starts from"
+        default=False, description="probabilities are averaged with those of the probe it starts from"
     )
     sampler: Literal["all", "over", "under"] = Field(
         default="all", description="photos of an epoch: all once; small classes repeated; large ones cut"
