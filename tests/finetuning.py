@@ -16,7 +16,7 @@ from photosets import GROUP_REGEX, class_folders
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Recipe
 from unfreeze.core.runs import Run
-from unfreeze.learn import jobs
+from unfreeze.learn.train import jobs
 
 # timm's network for tests: a stem and four stages, 0.5 million weights.
 NETWORK = "timm/test_resnet"
@@ -69,7 +69,7 @@ def no_processes() -> Iterator[list[jobs.Job]]:
     done: list[jobs.Job] = []
 
     def train_folds(todo: list[jobs.Job], folder: Path, reporter: Reporter, seconds: float = 0.0) -> dict[int, Any]:
-        from unfreeze.learn.finetune import _log
+        from unfreeze.learn.train.finetune import _log
 
         found = {}
         for job in todo:
@@ -87,7 +87,7 @@ def no_processes() -> Iterator[list[jobs.Job]]:
     torch.set_num_threads(1)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("unfreeze.learn.tuned_folds.train_folds", train_folds)
+            patch.setattr("unfreeze.learn.train.tuned_folds.train_folds", train_folds)
             yield done
     finally:
         torch.set_num_threads(before)

@@ -14,14 +14,14 @@ import pytest
 
 import unfreeze as uf
 from commandline import Answer, leftovers
-from unfreeze.learn.heads import LinearHead
+from unfreeze.learn.probe.heads import LinearHead
 
 Cli = Callable[..., Answer]
 
 # Runs the command line in a process that gets a signal the nth time it enters a function.
 DRIVER = """
 import importlib, os, signal, sys
-from unfreeze.learn import features
+from unfreeze.learn.probe import features
 features._FLUSH = 16
 module, owner, name, nth, number = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 home = importlib.import_module(module)
@@ -44,7 +44,7 @@ main()
 MOMENTS = {
     "looks": ("unfreeze.core.cache", "RowStore", "append", 1),
     "features": ("unfreeze.core.cache", "RowStore", "append", 3),
-    "heads": ("unfreeze.learn.heads", "LinearHead", "save", 2),
+    "heads": ("unfreeze.learn.probe.heads", "LinearHead", "save", 2),
     "end": ("unfreeze.core.runs", "", "finish", 1),
 }
 

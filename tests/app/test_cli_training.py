@@ -120,7 +120,9 @@ def started(arguments: list[str]) -> subprocess.Popen[str]:
 
 def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     try:
-        return [p for p in psutil.Process(process.pid).children() if "unfreeze.learn.worker" in " ".join(p.cmdline())]
+        return [
+            p for p in psutil.Process(process.pid).children() if "unfreeze.learn.train.worker" in " ".join(p.cmdline())
+        ]
     except psutil.Error:
         return []
 
@@ -141,7 +143,7 @@ def long(source: Path, tmp_path: Path) -> Iterator[list[str]]:
     """A command of enough epochs to be met in the middle of them."""
     yield command("late", source, tmp_path / "run", *LONG)
     assert gone(
-        [p for p in psutil.Process().children(recursive=True) if "unfreeze.learn.worker" in " ".join(p.cmdline())]
+        [p for p in psutil.Process().children(recursive=True) if "unfreeze.learn.train.worker" in " ".join(p.cmdline())]
     )
 
 

@@ -18,7 +18,7 @@ from unfreeze.data.images import load_square
 from unfreeze.deliver import export as module
 from unfreeze.deliver.export import export, open_exported
 from unfreeze.learn.classifier import Classifier
-from unfreeze.learn.heads import LinearHead
+from unfreeze.learn.probe.heads import LinearHead
 
 NEAR = 1e-4
 

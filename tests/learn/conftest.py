@@ -12,7 +12,7 @@ from PIL import Image
 from unfreeze.core.cache import RowStore
 from unfreeze.core.recipe import Recipe
 from unfreeze.core.tables import Photos
-from unfreeze.learn.features import Features
+from unfreeze.learn.probe.features import Features
 
 CLASSES = ("blue", "green", "red")
 COLOURS = {"blue": (40, 60, 200), "green": (50, 170, 60), "red": (200, 50, 40)}
@@ -92,7 +92,7 @@ def draw_picture():
 def _engines(cache_folder, tmp_path_factory):
     """The session's engines folder, with the recipe's network converted."""
     pytest.importorskip("openvino")
-    from unfreeze.learn.inputs import graphs_of
+    from unfreeze.learn.probe.inputs import graphs_of
     from unfreeze.model.engines import open_engine
 
     draw = np.random.default_rng(0)

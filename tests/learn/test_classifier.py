@@ -13,7 +13,7 @@ from unfreeze.core.errors import RunError, SourceError
 from unfreeze.core.runs import open_run
 from unfreeze.learn.classifier import Classifier, load
 from unfreeze.learn.crossval import fit
-from unfreeze.learn.heads import LinearHead
+from unfreeze.learn.probe.heads import LinearHead
 
 P = ["p_blue", "p_green", "p_red"]
 

@@ -18,10 +18,10 @@ from unfreeze.core.recipe import read_recipe
 from unfreeze.core.runs import open_run
 from unfreeze.core.tables import Photos
 from unfreeze.learn import crossval as module
-from unfreeze.learn import inputs, probing
 from unfreeze.learn.crossval import fit
-from unfreeze.learn.features import Features
-from unfreeze.learn.heads import LinearHead
+from unfreeze.learn.probe import inputs, probing
+from unfreeze.learn.probe.features import Features
+from unfreeze.learn.probe.heads import LinearHead
 
 
 def heads_of(run):

@@ -185,7 +185,7 @@ def save_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Rows of the run's log.jsonl: fold, epoch and what `learn.loop.fit` tells. Damaged lines are passed over."""
+    """Rows of the run's log.jsonl: fold, epoch and what `learn.train.loop.fit` tells. Damaged lines are passed over."""
     rows = []
     with contextlib.suppress(OSError, UnicodeDecodeError):
         for line in (path / "log.jsonl").read_text("utf-8").splitlines():

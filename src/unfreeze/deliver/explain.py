@@ -17,9 +17,9 @@ from unfreeze.core.tables import Photos, probability_columns
 from unfreeze.data.listing import list_images
 from unfreeze.data.looks import look
 from unfreeze.learn.classifier import Classifier
-from unfreeze.learn.contributions import Contributions, contributions, mean_rooted, nearest_photos, placed_columns
-from unfreeze.learn.features import cached_features, compute_features
-from unfreeze.learn.inputs import JoinedFeatures
+from unfreeze.learn.probe.contributions import Contributions, contributions, mean_rooted, nearest_photos, placed_columns
+from unfreeze.learn.probe.features import cached_features, compute_features
+from unfreeze.learn.probe.inputs import JoinedFeatures
 
 PHOTOS = 100  # a page holds its photos; more are a matter for `predict`
 NEIGHBOURS = 6

@@ -17,15 +17,15 @@ from unfreeze.core.runs import Run, open_run
 from unfreeze.core.tables import Photos, probability_columns
 from unfreeze.data.listing import list_images
 from unfreeze.data.looks import look
-from unfreeze.learn.features import compute_features
-from unfreeze.learn.heads import LinearHead, predict_folds
-from unfreeze.learn.inputs import JoinedFeatures
+from unfreeze.learn.probe.features import compute_features
+from unfreeze.learn.probe.heads import LinearHead, predict_folds
+from unfreeze.learn.probe.inputs import JoinedFeatures
 from unfreeze.model.backbones import find_backbone
 from unfreeze.model.graphs import Graph
 from unfreeze.model.taps import Taps
 
 if TYPE_CHECKING:
-    from unfreeze.learn.tuned_models import TunedModels
+    from unfreeze.learn.train.tuned_models import TunedModels
 
 TTA = {"plain": ("plain",), "flip": ("plain", "flip")}
 
@@ -45,7 +45,7 @@ class Classifier:
         run = run if isinstance(run, Run) else open_run(run)
         tuned = None
         if run.recipe.strategy != "probe":
-            from unfreeze.learn.tuned_models import TunedModels
+            from unfreeze.learn.train.tuned_models import TunedModels
 
             tuned = TunedModels.load(run)
             if not tuned.settings.ensemble:

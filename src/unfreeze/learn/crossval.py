@@ -27,8 +27,8 @@ from unfreeze.judge.metrics import confusion_matrix, macro_f1, out_of_fold_score
 from unfreeze.judge.paired import paired_difference
 from unfreeze.learn.environment import environment
 from unfreeze.learn.fitting import Work
-from unfreeze.learn.inputs import graphs_of
-from unfreeze.learn.probing import probe, split_at_random
+from unfreeze.learn.probe.inputs import graphs_of
+from unfreeze.learn.probe.probing import probe, split_at_random
 
 Labels = NDArray[np.int64]
 _HEADLINES = ("accuracy", "macro_f1", "log_loss")
@@ -58,7 +58,7 @@ def fit(
     # What the recipe asks for must exist before any work is done for it.
     graphs_of(recipe)
     if recipe.strategy != "probe":
-        from unfreeze.learn.tuned_folds import check_training
+        from unfreeze.learn.train.tuned_folds import check_training
 
         check_training(recipe)
     folder = Path(run) if run else default_folder(recipe)
@@ -78,7 +78,7 @@ def fit(
         if recipe.strategy == "probe":
             outcome, fitted = probe(work)
         else:
-            from unfreeze.learn.tuned_folds import tune
+            from unfreeze.learn.train.tuned_folds import tune
 
             outcome, fitted = tune(work, started), None
         photos, folds, proba = work.photos, work.folds, outcome.proba

@@ -1,0 +1,1 @@
+"""Frozen features, computed once and kept, and the linear heads on them."""

@@ -1,0 +1,296 @@
+"""Linear heads on frozen features: all folds, and a grid of penalties chosen inside each training fold."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save
+from threadpoolctl import threadpool_limits
+
+from unfreeze.core.errors import RunError
+from unfreeze.core.files import write_whole
+from unfreeze.core.progress import Reporter
+from unfreeze.core.recipe import Probe
+from unfreeze.core.work import cores, in_threads
+from unfreeze.learn.probe.features import signed_root
+from unfreeze.learn.probe.inputs import AnyFeatures
+from unfreeze.learn.probe.rotation import Moments, Rotation, moments, pieces_of, rotate
+from unfreeze.learn.probe.softmax import fit_softmax
+
+F32 = NDArray[np.float32]
+# Two inner validation folds settle the penalty as well as four, at half the price: macro F1 differed by .003 at most
+# on the masks, clothing and trash photos of the benchmarks.
+_INNER = 2
+# Where only losses are compared, and for the head that is kept.
+_COARSE, _FINE = 3e-3, 1e-3
+_PIECE = 4096
+_BATCH_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """A fitted head as one linear map on the signed root of the features.
+
+    weight: float32 (D, C). bias: float32 (C,). strength: the chosen inverse penalty. inputs: numbers of the inputs
+    whose features it reads, side by side in that order.
+    """
+
+    weight: F32
+    bias: F32
+    strength: float
+    inputs: tuple[int, ...] = (0,)
+
+    def logits(self, features: F32) -> F32:
+        """float32 (n, C) of float32 (n, D) features, as `Features.read` gives them."""
+        return self.rooted_logits(signed_root(features.copy()))
+
+    def rooted_logits(self, rooted: F32) -> F32:
+        """The same of signed roots, as `Features.rooted` gives them."""
+        return rooted @ self.weight + self.bias
+
+    def save(self, path: Path, identity: str, classes: Sequence[str] = ()) -> None:
+        """Writes safetensors whole; `identity` says what it was fitted on, `classes` what its columns are."""
+        tensors = {"weight": self.weight, "bias": self.bias}
+        about = {"identity": identity, "classes": list(classes), "strength": self.strength, "inputs": self.inputs}
+        # One key: safetensors writes several in any order, and equal heads should be equal bytes.
+        content = save(tensors, {"head": json.dumps(about)})
+        write_whole(path, lambda p: p.write_bytes(content))
+
+    @classmethod
+    def load(cls, path: Path) -> tuple[LinearHead, dict[str, Any]]:
+        """The head, and its `identity` and `classes`. RunError if the file is absent or damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            tensors = load_file(path)
+            with safe_open(path, "numpy") as file:
+                written = json.loads((file.metadata() or {})["head"])
+            inputs = tuple(int(i) for i in written["inputs"])
+            head = cls(tensors["weight"], tensors["bias"], float(written["strength"]), inputs)
+            about = {"identity": written["identity"], "classes": tuple(written["classes"])}
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise RunError(f"{path}: cannot be read as a head ({error}); fit the run again with --force.") from None
+        return head, about
+
+
+def softmax(logits: F32) -> NDArray[np.float64]:
+    """Probabilities float64 (n, C); rows sum to 1."""
+    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+    np.exp(shifted, out=shifted)
+    return shifted / shifted.sum(1, keepdims=True)
+
+
+def fit_folds(
+    features: AnyFeatures,
+    labels: NDArray[np.int64],
+    units: NDArray[np.int64],
+    folds: NDArray[np.int64],
+    classes: int,
+    probe: Probe,
+    seed: int,
+    identity: str,
+    scratch: Path,
+    only: list[int] | None = None,
+    reporter: Reporter | None = None,
+) -> Iterator[tuple[int, LinearHead]]:
+    """A head for each fold (or each of `only`), trained on all other folds; yields (fold, head) in order.
+
+    labels: int (n,). units: int (n,), the groups that stay together. folds: int (n,), -1 for rows that take no part.
+    The strength of each fold's head is the one with the least log loss on group-safe inner splits of its training
+    rows; the outer fold has no part in it. identity: names the rows and folds, for the rotation's cache.
+    """
+    count = int(folds.max()) + 1
+    todo = list(range(count)) if only is None else only
+    if not todo:
+        return
+    statistics = [moments(features.select((i,)), folds, count) for i in range(features.inputs)]
+    # By the number of all folds, not of those left to do: with other BLAS threads the last bits would differ,
+    # and a run taken up again must equal one that was never cut off.
+    workers = min(cores(), count)
+
+    def one(fold: int) -> tuple[int, LinearHead]:
+        return fold, _fit_fold(
+            features, labels, units, folds, fold, classes, probe, seed, identity, scratch, statistics
+        )
+
+    # Folds side by side with one BLAS thread each: an eigendecomposition gains little from threads of its own and
+    # crawls when another program holds a core.
+    with (
+        threadpool_limits(max(1, cores() // workers), user_api="blas"),
+        (reporter or Reporter()).bar("Fitting heads", len(todo)) as advance,
+    ):
+        for result in in_threads(one, todo, workers, ahead=workers):
+            advance(1)
+            yield result
+
+
+def _fit_fold(
+    features: AnyFeatures,
+    labels: NDArray[np.int64],
+    units: NDArray[np.int64],
+    folds: NDArray[np.int64],
+    fold: int,
+    classes: int,
+    probe: Probe,
+    seed: int,
+    identity: str,
+    scratch: Path,
+    statistics: list[Moments],
+) -> LinearHead:
+    """The head of one fold. Several inputs race: each alone, then the best of them with each other one."""
+    splits = inner_splits(np.flatnonzero((folds >= 0) & (folds != fold)), units, folds, seed)
+
+    def attempt(inputs: tuple[int, ...]) -> _Attempt:
+        part, known = features.select(inputs), Moments.joined([statistics[i] for i in inputs])
+        place = scratch / f"fold-{fold}-{'-'.join(map(str, inputs))}.npy"
+        rotation = rotate(part, known, folds, fold, seed, identity, place)
+        strength, loss = _inner_choice(rotation, splits, labels, classes, probe)
+        return _Attempt(inputs, rotation, strength, loss, place)
+
+    winner = attempt((0,))
+    try:
+        alone = [(i,) for i in range(1, features.inputs)]
+        for candidate in alone:
+            winner = winner.against(attempt(candidate))
+        best_alone = winner.inputs[0]
+        for other in range(features.inputs):
+            if other != best_alone:
+                winner = winner.against(attempt((best_alone, other)))
+        weight, bias = _solve(
+            winner.rotation, labels, winner.rotation.train, (winner.strength,), classes, probe.class_weight, _FINE
+        )
+        unfolded = winner.rotation.unfold(features.select(winner.inputs), weight[0], bias[0])
+        return LinearHead(*unfolded, strength=winner.strength, inputs=winner.inputs)
+    finally:
+        winner.clean()
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """Some inputs, tried inside a training fold: the best strength and its inner log loss."""
+
+    inputs: tuple[int, ...]
+    rotation: Rotation
+    strength: float
+    loss: float
+    place: Path
+
+    def against(self, other: _Attempt) -> _Attempt:
+        """The one with the lower loss, ties to the earlier; the loser's file goes."""
+        winner, loser = (other, self) if other.loss < self.loss else (self, other)
+        loser.clean()
+        return winner
+
+    def clean(self) -> None:
+        """Takes away the file of a large rotation."""
+        with contextlib.suppress(OSError):
+            self.place.unlink()
+
+
+def _inner_choice(
+    rotation: Rotation,
+    splits: list[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    labels: NDArray[np.int64],
+    classes: int,
+    probe: Probe,
+) -> tuple[float, float]:
+    """The strength with the least log loss on the inner validation rows, and that loss.
+
+    The first split tries all strengths, each further one the best so far and its neighbours: losses are smooth along
+    the grid, and most of a run's time with cached features is spent here.
+    """
+    grid = sorted(probe.strengths)
+    losses = np.zeros(len(grid))
+    near = range(len(grid))
+    for train, valid in splits:
+        tried = tuple(grid[s] for s in near)
+        weight, bias = _solve(rotation, labels, train, tried, classes, probe.class_weight, _COARSE)
+        outside = np.full(len(grid), np.inf)
+        for place, s in enumerate(near):
+            logits = rotation.coordinates[valid] @ weight[place] + bias[place]
+            chosen = softmax(logits)[np.arange(len(valid)), labels[valid]]
+            outside[s] = -np.log(np.maximum(chosen, 1e-15)).mean()
+        losses = losses + outside
+        best = int(losses.argmin())
+        near = range(max(best - 1, 0), min(best + 2, len(grid)))
+    if not splits:
+        return grid[len(grid) // 2], 0.0
+    return grid[int(losses.argmin())], float(losses.min() / len(splits))
+
+
+def inner_splits(
+    train: NDArray[np.int64], units: NDArray[np.int64], folds: NDArray[np.int64], seed: int
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Group-safe (training rows, validation rows) inside a training part.
+
+    With three outer folds or more, the other outer folds take turns; with two, groups are halved by the seed.
+    Empty where all training rows are of one group: nothing can be held out then.
+    """
+    inside = np.unique(folds[train])
+    if len(inside) >= 2:
+        turns = inside[[-1, 0][:_INNER]]
+        return [(train[folds[train] != turn], train[folds[train] == turn]) for turn in turns]
+    groups = np.random.default_rng(seed).permutation(np.unique(units[train]))
+    if len(groups) < 2:
+        return []
+    first = np.isin(units[train], groups[: len(groups) // 2])
+    return [(train[first], train[~first]), (train[~first], train[first])]
+
+
+def _solve(
+    rotation: Rotation,
+    labels: NDArray[np.int64],
+    train: NDArray[np.int64],
+    strengths: tuple[float, ...],
+    classes: int,
+    power: float,
+    tolerance: float,
+) -> tuple[F32, F32]:
+    """Weights (S, r, C) and biases (S, C) for each strength, in batches that fit the memory."""
+    r = rotation.coordinates.shape[1]
+    at_once = max(1, int(_BATCH_BYTES // (4 * 18 * (r + 1) * classes)))
+    own = labels[train]
+    counts = np.maximum(np.bincount(own, minlength=classes), 1).astype(np.float64)
+    row = counts[own] ** -power
+    row = (row / row.sum()).astype(np.float32)
+
+    # Coordinates in memory are gathered once; those in a file are gathered anew in each pass.
+    inside = None if isinstance(rotation.coordinates, np.memmap) else rotation.coordinates[train]
+
+    def pieces() -> Iterator[tuple[slice, F32]]:
+        for start in range(0, len(train), _PIECE):
+            part = slice(start, min(start + _PIECE, len(train)))
+            yield part, rotation.coordinates[train[part]] if inside is None else inside[part]
+
+    weights, biases = [], []
+    for start in range(0, len(strengths), at_once):
+        some = np.array(strengths[start : start + at_once])
+        solution = fit_softmax(
+            pieces,
+            own,
+            np.broadcast_to(row, (len(some), len(train))),
+            1 / (some * len(train)),
+            rotation.scale,
+            classes,
+            tolerance=tolerance,
+        )
+        weights.append(solution.weight)
+        biases.append(solution.bias)
+    return np.concatenate(weights), np.concatenate(biases)
+
+
+def predict_folds(features: AnyFeatures, heads: list[LinearHead], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Probabilities float64 (len(rows), C): the mean over the heads' probabilities."""
+    parts = []
+    for piece in pieces_of(rows):
+        read = {inputs: features.select(inputs).rooted(piece) for inputs in dict.fromkeys(h.inputs for h in heads)}
+        parts.append(np.mean([softmax(head.rooted_logits(read[head.inputs])) for head in heads], axis=0))
+    features.forget_pages()
+    return np.concatenate(parts) if parts else np.zeros((0, len(heads[0].bias)))

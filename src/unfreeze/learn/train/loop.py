@@ -1,0 +1,361 @@
+"""Training: `fit` yields a row an epoch. Bars, run folders, pruning and trackers read the rows."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from unfreeze.core.cache import fingerprint
+from unfreeze.core.errors import RecipeError
+from unfreeze.core.progress import Reporter
+from unfreeze.core.recipe import Train
+from unfreeze.judge.metrics import confusion_matrix, macro_f1
+from unfreeze.learn.train import checkpoints
+from unfreeze.learn.train.averages import WeightAverage
+from unfreeze.learn.train.checkpoints import Checkpoint
+from unfreeze.learn.train.losses import OF_BATCHES, Loss, cross_entropy, logits_of, make_loss, soft_targets
+from unfreeze.learn.train.memory import (
+    MicroBatch,
+    Moment,
+    count_of,
+    in_pieces,
+    keep_big_blocks,
+    retried,
+    rows,
+    trains_batchnorm,
+)
+from unfreeze.learn.train.plan import Plan
+from unfreeze.learn.train.schedule import Budget, Clock, rate_at, size_at
+
+if TYPE_CHECKING:
+    from unfreeze.learn.train.batches import Batch, Batches
+
+Row = dict[str, Any]
+
+
+def fit(
+    model: nn.Module,
+    train: Batches,
+    settings: Train,
+    plan: Plan,
+    folder: Path,
+    *,
+    class_counts: Sequence[float],
+    groups: list[dict[str, Any]] | None = None,
+    prepare: Callable[[nn.Module, int], None] | None = None,
+    valid: Batches | None = None,
+    auxiliary: float = 0.0,
+    budget: Budget | None = None,
+    size: int = 0,
+    seed: int = 0,
+    identity: str = "",
+    reporter: Reporter | None = None,
+) -> Iterator[Row]:
+    """Trains `model` in place and yields a row an epoch; when it ends, the model holds the best weights.
+
+    train, valid: photos as effective batches. settings: epochs, batch and rate are set, nothing is 0 for "choose".
+    folder: of checkpoints; called again with the same arguments after an interruption it goes on there, and yields
+    the earlier rows first. class_counts: training photos of each class. groups: what is trained, as
+    {"params", "scale": rate in multiples of settings.rate, "weight_decay"}; None: every parameter, rate 1. prepare:
+    called with the model and the epoch (from 0) before each one, sets modes and freezes; None: `model.train()`.
+    auxiliary: weight of each auxiliary head's loss. size: side of the photos where progressive resizing may ask for
+    smaller ones, 0 where they have none. identity: names the data and the model, for checkpoints.
+
+    A row: epoch (from 1), train_loss, rate (of scale 1 in the last step), seconds, photos_per_second, photos
+    (trained on in this epoch), size (0: full), micro_batch, out_of_memory (times in this epoch), trained (number of
+    weights), valid_loss (log loss) and valid_macro_f1 (None without `valid`), best (whether it is so far).
+
+    Without `valid` the last weights are the best, averaged ones if settings.ema is set. The numbers depend on seed,
+    plan and machine only: each epoch draws its random numbers from (seed, epoch), and a batch too large for the
+    memory is done again from the same state. Raises RecipeError where the loss is no number, EngineError where a
+    single photo does not fit.
+    """
+    reporter = reporter or Reporter()
+    keep_big_blocks()
+    fabric = plan.fabric()
+    model = plan.arranged(model.to(fabric.device))
+    groups = groups or [{"params": list(model.parameters()), "scale": 1.0, "weight_decay": settings.weight_decay}]
+    runner = fabric.setup_module(torch.compile(model) if plan.compile else model)
+    optimiser = make_optimiser(groups, settings, plan.precision)
+    average = WeightAverage(model, settings.ema) if settings.ema else None
+    loss = make_loss(settings.loss, class_counts, settings.label_smoothing, auxiliary)
+    micro, looking = (MicroBatch(min(plan.micro_batch, settings.batch), reporter=reporter) for _ in range(2))
+    run = _Run(fabric, model, runner, optimiser, loss, micro, looking, plan, settings, average, len(class_counts))
+
+    identity = fingerprint([identity, settings.model_dump(), plan.identity, seed, size, train.count])
+    found = checkpoints.load(folder, identity, reporter)
+    done, best_weights, best_digest = Checkpoint(identity, 0, 0.0, micro.size, []), None, ""
+    if found:
+        done, state = found
+        run.load(state)
+        # What memory taught before the interruption holds; where there is even less of it now, the plan knows.
+        micro.size, best_digest = min(micro.size, done.micro_batch), done.digests.get(done.best_file, "")
+        best_weights = checkpoints.load_best(folder, done) if done.best else None
+        reporter.say(f"Training goes on after epoch {done.epoch} of {settings.epochs}.")
+        yield from done.rows
+    # Until an epoch's end has been measured: looking at a photo takes about half of learning from it.
+    ending = 0.5 * valid.count / settings.batch if valid is not None else 0.0
+    clock = Clock(settings.epochs, budget, done.seconds, ending)
+    save_cost, written_at = 0.0, time.perf_counter()
+
+    while not done.finished:
+        epoch, started = done.epoch, time.perf_counter()
+        halved = len(micro.halved) + len(looking.halved)
+        if prepare is None:
+            model.train()
+        else:
+            prepare(model, epoch)
+        if epoch == 0 or micro.halved:
+            _tell_caveats(settings, micro, model, reporter)
+        at = size_at(clock.progress(epoch), size) if settings.progressive and size else 0
+        photos, total = 0, 0.0
+        # A sampler may draw more or fewer photos than there are.
+        an_epoch = done.rows[-1]["photos"] if done.rows else train.count
+        with _seeded(seed, epoch, fabric.device):
+            for batch in train.epoch(epoch, settings.batch, at):
+                step_started, count = time.perf_counter(), count_of(batch.inputs)
+                # By the middle of the step, so that neither the first nor the last one has a rate of 0.
+                progress = clock.progress(epoch + min(1.0, (photos + count / 2) / an_epoch))
+                rate = run.set_rate(progress)
+                total += count * run.step(batch, f"Epoch {epoch + 1}")
+                photos += count
+                clock.took(step=time.perf_counter() - step_started)
+                if clock.over():
+                    break
+        seconds, ended = time.perf_counter() - started, time.perf_counter()
+
+        row: Row = {
+            "epoch": epoch + 1,
+            "train_loss": total / max(photos, 1),
+            "rate": rate,
+            "seconds": seconds,
+            "photos_per_second": photos / seconds,
+            "photos": photos,
+            "size": at,
+            "micro_batch": micro.size,
+            "out_of_memory": 0,
+            "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "valid_loss": None,
+            "valid_macro_f1": None,
+            "best": True,
+        }
+        # The averaged weights, where they are kept, are judged and saved in place of the last ones.
+        with run.averaged():
+            if valid is not None:
+                row["valid_loss"], row["valid_macro_f1"] = run.evaluate(valid, f"Validation of epoch {epoch + 1}")
+                row["best"] = not done.best or _merit(row) > _merit(done.rows[done.best - 1])
+            last = epoch + 1 == settings.epochs or clock.over()
+            waited = settings.patience and valid is not None and not row["best"]
+            last = last or bool(waited and epoch + 1 - done.best >= settings.patience)
+            keep = row["best"] and (valid is not None or last)
+            if keep:
+                best_weights = checkpoints.weights_of(model)
+                best_digest = checkpoints.save_best(folder, epoch + 1, best_weights)
+        row["out_of_memory"] = len(micro.halved) + len(looking.halved) - halved
+        done = Checkpoint(
+            identity,
+            epoch + 1,
+            clock.spent,
+            micro.size,
+            [*done.rows, row],
+            epoch + 1 if keep else done.best,
+            last,
+        )
+        # Not each one where epochs are short, so that writing takes a tenth of the time; a kill costs what is not kept.
+        if last or keep or not save_cost or time.perf_counter() - written_at > 10 * save_cost:
+            save_started = time.perf_counter()
+            checkpoints.save(folder, done, run.state(), best_digest)
+            written_at = time.perf_counter()
+            save_cost = written_at - save_started
+        clock.took(pause=time.perf_counter() - ended)
+        yield row
+
+    if best_weights is not None:
+        model.load_state_dict(best_weights)
+    model.to(memory_format=torch.contiguous_format)
+    model.eval()
+
+
+def make_optimiser(groups: list[dict[str, Any]], settings: Train, precision: str = "f32") -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2017, arXiv 1711.05101) or SGD with Nesterov's momentum of 0.9.
+
+    Fused: one pass over the weights and no copies of them, so that no memory can run out half-way through an update.
+    Not in f16, where gradients have to be unscaled for clipping before the step.
+    """
+    groups = [{"weight_decay": settings.weight_decay, "scale": 1.0, **group} for group in groups]
+    fused = precision != "f16"
+    if settings.optimiser == "adamw":
+        # A second moment over 100 steps, not 1,000: most runs here have a few hundred.
+        return torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, 0.99), fused=fused)
+    return torch.optim.SGD(groups, lr=settings.rate, momentum=0.9, nesterov=True, fused=fused)
+
+
+@dataclass
+class _Run:
+    """The parts of a training that change from step to step."""
+
+    fabric: Fabric
+    model: nn.Module
+    runner: Any  # the same network as Fabric runs it: on the device, in the plan's precision
+    optimiser: torch.optim.Optimizer
+    loss: Loss
+    micro: MicroBatch
+    looking: MicroBatch  # the same for evaluation, which needs less
+    plan: Plan
+    settings: Train
+    average: WeightAverage | None
+    classes: int
+
+    def __post_init__(self) -> None:
+        self.stepper: Any = self.fabric.setup_optimizers(self.optimiser)
+
+    def set_rate(self, progress: float) -> float:
+        """Sets each group's rate for a progress of 0..1 and gives that of scale 1."""
+        rate = self.settings.rate * rate_at(progress, self.settings.warmup)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate * group["scale"]
+        return rate
+
+    def step(self, batch: Batch, where: str) -> float:
+        """One step on an effective batch; its mean loss."""
+        before = Moment(self.model)
+
+        def undo() -> None:
+            self.optimiser.zero_grad(set_to_none=True)
+            before.restore()
+
+        self.micro.least = 2 if trains_batchnorm(self.model) else 1
+        value = retried(lambda: self._backward(batch), undo, count_of(batch.inputs), self.micro, where)
+        # Also without clipping, for the norm tells whether the gradient is a number.
+        norm = self.fabric.clip_gradients(
+            self.runner, self.stepper, max_norm=self.settings.clip or math.inf, error_if_nonfinite=False
+        )
+        # In f16 too large gradients are the scaler's to skip.
+        if self.plan.precision != "f16" and norm is not None and not math.isfinite(norm.item()):
+            value = math.nan
+        self.check(value, where)
+        self.stepper.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update()
+        return value
+
+    def _backward(self, batch: Batch) -> float:
+        """Gradients of the effective batch, piece by piece, each by its share of the photos; the mean loss."""
+        count, total = count_of(batch.inputs), 0.0
+        for piece in self.micro.pieces(count):
+            inputs = self.plan.placed(rows(batch.inputs, piece), self.fabric.device)
+            targets = batch.targets[piece].to(self.fabric.device)
+            value = self.loss(self.runner(inputs), targets) * ((piece.stop - piece.start) / count)
+            self.fabric.backward(value)
+            total += value.item()
+        return total
+
+    def check(self, value: float, where: str) -> None:
+        """RecipeError where a loss or a gradient is no number."""
+        if math.isfinite(value):
+            return
+        tries = [f"a lower train.rate than {self.settings.rate:g}"]
+        tries += ["train.precision = f32"] if self.plan.precision != "f32" else []
+        tries += ["train.clip = 1"] if not 0 < self.settings.clip <= 1 else []
+        tries += ["a longer train.warmup"] if self.settings.warmup < 0.1 else []
+        raise RecipeError(f"{where}: the loss or its gradient is not a finite number. Try {', or '.join(tries)}.")
+
+    def evaluate(self, valid: Batches, where: str) -> tuple[float, float]:
+        """Log loss and macro F1 of the photos as they are."""
+        logits, targets = predict(self.model, self.runner, valid, self.settings.batch, self.plan, self.looking, where)
+        truth = (targets if targets.ndim == 1 else targets.argmax(1)).numpy()
+        value = float(cross_entropy(logits, soft_targets(targets, self.classes), torch.ones(self.classes)))
+        self.check(value, where)
+        return value, float(macro_f1(confusion_matrix(truth, logits.argmax(1).numpy(), self.classes)))
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """While it lasts, the network has the averaged weights, where they are kept."""
+        return self.average.in_place() if self.average else contextlib.nullcontext()
+
+    def state(self) -> dict[str, Any]:
+        """All that the next epoch depends on, but for its own random numbers."""
+        return {
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.fabric.strategy.precision.state_dict(),
+            "average": self.average.state() if self.average else {},
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Takes up a state."""
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.fabric.strategy.precision.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.load(state["average"])
+
+
+def predict(
+    model: nn.Module,
+    runner: Callable[[Any], Any],
+    photos: Batches,
+    batch: int,
+    plan: Plan,
+    micro: MicroBatch,
+    what: str = "Prediction",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits float32 (n, C) and targets of every photo in order, on the CPU; the model is in eval mode after it.
+
+    runner: the model, or the model as Fabric runs it. Running out of memory makes pieces smaller, as in training.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+
+    def look(piece: Any) -> torch.Tensor:
+        return logits_of(runner(plan.placed(piece, device))).cpu()
+
+    logits, targets = [], []
+    with torch.inference_mode():
+        for part in photos.plain(batch):
+            logits.append(in_pieces(look, part.inputs, micro, what))
+            targets.append(part.targets.cpu())
+    return torch.cat(logits), torch.cat(targets)
+
+
+def _merit(row: Row) -> tuple[float, float]:
+    """What the best epoch is chosen by: macro F1, the log loss where it ties."""
+    return row["valid_macro_f1"], -row["valid_loss"]
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
+    """Random numbers of an epoch (dropout, stochastic depth); outside of it they go on as if nothing had been drawn.
+
+    From (seed, epoch) alone, so that a checkpoint need not hold random states to go on with the same ones.
+    """
+    word = int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
+        torch.manual_seed(word)
+        yield
+
+
+def _tell_caveats(settings: Train, micro: MicroBatch, model: nn.Module, reporter: Reporter) -> None:
+    """Says where pieces of a batch are not the same as the batch."""
+    if micro.size >= settings.batch:
+        return
+    what = []
+    if trains_batchnorm(model):
+        what.append("BatchNorm takes its statistics from them")
+    if settings.loss in OF_BATCHES:
+        what.append(f"the loss {settings.loss} is computed on each")
+    if what:
+        reporter.say(
+            f"Photos pass {micro.size} at a time, not {settings.batch}: {' and '.join(what)}, so that results differ "
+            "slightly from whole batches."
+        )
