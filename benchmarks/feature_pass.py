@@ -71,7 +71,7 @@ def rows(data: Path | None, scratch: Path, repeats: int) -> Iterator[dict[str, A
 def _graph(stages: str, grid: int) -> Graph:
     from unfreeze.model.backbones import find_backbone
     from unfreeze.model.graphs import Graph
-    from unfreeze.model.stages import Taps
+    from unfreeze.model.taps import Taps
 
     backbone = find_backbone(BACKBONE)
     return Graph(backbone, backbone.preprocessing, Taps.parse(stages, grid))
@@ -80,7 +80,7 @@ def _graph(stages: str, grid: int) -> Graph:
 def _ours(graph: Graph, files: list[Path], cache: Path) -> tuple[float, np.ndarray]:
     """Seconds and features of `compute_features` on a cache that knows the engine and no photo."""
     from unfreeze.core.cache import content_key
-    from unfreeze.learn.features import compute_features
+    from unfreeze.learn.probe.features import compute_features
 
     os.environ["UNFREEZE_CACHE"] = str(cache)
     keys = np.array([content_key(file.read_bytes()) for file in files], np.uint64)

@@ -12,10 +12,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import curve
 import feature_pass
+import late
 import memory
 import record
+import rows as many_rows
 import sets
+import training
+import tuned
 import whole_job
 
 Rows = Iterator[dict[str, Any]]
@@ -24,6 +29,11 @@ BENCHMARKS: dict[str, tuple[Callable[[Path | None, Path, int], Rows], tuple[str,
     "feature_pass": (feature_pass.rows, feature_pass.HEADLINE),
     "sets": (sets.rows, sets.HEADLINE),
     "memory": (memory.rows, memory.HEADLINE),
+    "training": (training.rows, training.HEADLINE),
+    "late": (late.rows, late.HEADLINE),
+    "tuned": (tuned.rows, tuned.HEADLINE),
+    "curve": (curve.rows, curve.HEADLINE),
+    "rows": (many_rows.rows, many_rows.HEADLINE),
     "whole_job": (whole_job.rows, whole_job.HEADLINE),
     "whole_job_2000": (whole_job.rows_2000, whole_job.HEADLINE),
     "whole_job_epoch": (whole_job.rows_epoch, whole_job.HEADLINE),

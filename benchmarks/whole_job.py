@@ -31,7 +31,7 @@ KINDS = {
     "good": ("--quality", "good"),
 }
 _VENV = Path(__file__).parent / ".venv"
-_PEER = Path(__file__).with_name("fastai_peer.py")
+PEER = Path(__file__).with_name("fastai_peer.py")
 _CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 
 
@@ -80,7 +80,7 @@ def _ours(table: Path, place: Path, words: tuple[str, ...]) -> tuple[child.Taken
 
 
 def _peer(table: Path, scratch: Path, epochs: int) -> child.Taken:
-    taken = child.run([_peer_python(), _PEER, table, _weights(scratch), epochs])
+    taken = child.run([peer_python(), PEER, "frozen", table, lite0_weights(scratch), epochs])
     print(f"  fastai: {taken.seconds} s, {taken.cpu_seconds} s of CPU, {taken.stdout.strip()}", flush=True)
     return taken
 
@@ -158,7 +158,7 @@ def _photos(data: Path | None, scratch: Path) -> dict[int, Path] | None:
     return tables
 
 
-def _weights(scratch: Path) -> Path:
+def lite0_weights(scratch: Path) -> Path:
     """Our backbone's weights in a file that both use; not part of any time."""
     file = scratch / "weights.pt"
     if not file.exists():
@@ -170,7 +170,7 @@ def _weights(scratch: Path) -> Path:
     return file
 
 
-def _peer_python() -> Path:
+def peer_python() -> Path:
     """Python of the peer's virtual environment, made on first use: fastai and the tested versions of the rest."""
     python = _VENV / "bin" / "python"
     if not (_VENV / ".installed").exists():
