@@ -92,6 +92,18 @@ def test_a_pipe_is_not_folded_at_80_columns(fitted: Path, tmp_path: Path, cli: C
     assert str(tmp_path / "runs" / name) in cli("runs", tmp_path / "runs").out
 
 
+def test_a_pipe_gets_whole_tables(fitted: Path, tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    program = (
+        "from unfreeze.app import console\n"
+        "console.show('T', ['a', 'b', 'c'], [['x' * 39, 'word ' * 8, '.558 (.433–.650)']] * 2, ['c'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    lines = [line.rstrip() for line in done.stdout.splitlines()]
+    assert sum(line.endswith(".558 (.433–.650)") and "x" * 39 in line for line in lines) == 2
+
+
 @pytest.mark.parametrize("narrow", ["40", "100"])
 def test_help_is_whole(narrow: str) -> None:
     said = installed("fit", "--help", COLUMNS=narrow)

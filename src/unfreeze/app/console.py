@@ -78,7 +78,10 @@ def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], r
         table.add_column(name, justify="right" if name in right else "left", overflow="fold", no_wrap=name in whole)
     for row in cells:
         table.add_row(*map(Text, row))
-    out.print(table, width=width)
+    if out.width < width:  # a pipe counts as 80 wide, and rich crops what it prints to that
+        Console(file=out.file, width=width, highlight=False, no_color=True).print(table)
+    else:
+        out.print(table, width=width)
 
 
 def size(amount: float) -> str:

@@ -15,10 +15,10 @@ from unfreeze.core.errors import PhotoError
 from unfreeze.core.files import write_whole
 from unfreeze.data.images import decode_sized, read_bytes
 from unfreeze.deliver.explain import Explained, Explanation
-from unfreeze.deliver.plots import clipped, number, score, span
+from unfreeze.deliver.pages import stylesheet, templates
+from unfreeze.deliver.plots import clipped, number
 from unfreeze.deliver.thumbnails import thumbnails
 
-WEB = Path(__file__).parent / "web"
 SIDE = 360
 # Title, crop (negative: of both sides, where photos are pressed into the square) and cells of a map.
 Frame = tuple[str, float, NDArray[np.float64]]
@@ -33,16 +33,7 @@ def write_page(found: Explanation, out: Path) -> Path:
 
 def render(found: Explanation) -> str:
     """The page's HTML."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(WEB / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(score=score, span=span, number=number)
+    environment = templates()
     root = Path(found.run.info["root"])
     near = [n.path for photo in found.photos for n in photo.neighbours]
     good = [photo for photo in found.photos if not photo.error]
@@ -56,7 +47,7 @@ def render(found: Explanation) -> str:
         photos=[{"name": names[p.path], **_photo(p, found)} for p in good],
         bad=[{"name": names[p.path], "error": p.error} for p in found.photos if p.error],
         thumbs=thumbnails(root, near),
-        css=(WEB / "static" / "unfreeze.css").read_text(encoding="utf-8"),
+        css=stylesheet(),
     )
 
 

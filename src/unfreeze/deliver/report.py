@@ -16,13 +16,13 @@ from unfreeze.core.files import write_whole
 from unfreeze.core.runs import read_log
 from unfreeze.core.tables import FINDING_COLUMNS, probability_columns
 from unfreeze.deliver import sections
-from unfreeze.deliver.plots import bars, number, score, seconds, span
+from unfreeze.deliver.pages import stylesheet, templates
+from unfreeze.deliver.plots import bars, seconds
 from unfreeze.deliver.sections import Context, Material
 from unfreeze.deliver.thumbnails import thumbnails
 from unfreeze.deliver.training import training
 
 FORMAT = 1
-WEB = Path(__file__).parent / "web"
 
 
 def write_report(run: str | Path) -> Path:
@@ -63,20 +63,11 @@ def read_run(run: Path) -> Material:
 
 def render(material: Material) -> str:
     """The report's HTML."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(WEB / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(score=score, span=span, number=number, glued=_glued)
+    environment = templates(glued=_glued)
     script = environment.get_template("report_script.html").render()
     return environment.get_template("report.html").render(
         **_context(material),
-        css=(WEB / "static" / "unfreeze.css").read_text(encoding="utf-8"),
+        css=stylesheet(),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
     )
