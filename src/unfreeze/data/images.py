@@ -15,6 +15,8 @@ from PIL import Image, UnidentifiedImageError
 from unfreeze.core.errors import PhotoError
 
 Pixels = NDArray[np.uint8]
+# Left, top, right, bottom as shares of the upright photo's width and height.
+Box = tuple[float, float, float, float]
 
 # Formats whose decoders are plain libraries. EPS, PDF and their like start interpreters: never from here.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "TGA", "AVIF")
@@ -114,9 +116,22 @@ def load_square(
     path: object = "photo",
     resample: str = "bicubic",
     squash: bool = False,
+    box: Box | None = None,
 ) -> Pixels:
-    """`decode` then `square`: the one way from a file to a network's input, in training and prediction."""
-    return square(decode(data, math.ceil(_SPARE * size / crop), max_pixels, path), size, crop, resample, squash)
+    """`decode` then `square`: the one way from a file to a network's input, in training and prediction.
+
+    box: what to show instead of the centre, within the photo and square in its pixels (see `FaceBoxes.squares`);
+    `crop` and `squash` then have no say.
+    """
+    if box is None:
+        return square(decode(data, math.ceil(_SPARE * size / crop), max_pixels, path), size, crop, resample, squash)
+    left, top, right, bottom = box
+    # The larger of the two shares is the one along the short side.
+    share = max(right - left, bottom - top)
+    pixels = decode(data, math.ceil(_SPARE * size / share), max_pixels, path)
+    height, width = pixels.shape[:2]
+    edges = (left * width, top * height, min(right, 1.0) * width, min(bottom, 1.0) * height)
+    return np.asarray(Image.fromarray(pixels).resize((size, size), _RESAMPLE[resample], box=edges))
 
 
 def _fast_jpeg(data: bytes, short_side: int) -> Pixels | None:

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,8 @@ from unfreeze.core.cache import RowStore, cache_root, content_key, fingerprint
 from unfreeze.core.errors import PhotoError, StorageError
 from unfreeze.core.progress import Reporter
 from unfreeze.core.work import in_threads
-from unfreeze.data.images import MAX_PIXELS, load_square, read_bytes
+from unfreeze.data.face_boxes import box_of
+from unfreeze.data.images import MAX_PIXELS, Box, load_square, read_bytes
 
 # A new version number makes every photo be decoded again.
 _VERSION = 1
@@ -34,12 +36,14 @@ class Frame:
     """The square that is kept of each photo, for an input of `size` pixels that shows the share `crop`.
 
     resample, squash: as of `images.square`. Unless squashed, only the photo's centre square is kept.
+    face: if not empty, a square of the photo's own is kept, named by what found it (see `Preprocessing.face`).
     """
 
     size: int
     crop: float
     resample: str = "bicubic"
     squash: bool = False
+    face: str = ""
 
     @property
     def margin(self) -> int:
@@ -61,10 +65,17 @@ class Frame:
         """Bytes that a photo takes on disk."""
         return 3 * self.side**2
 
-    def cut(self, data: bytes, max_pixels: int = MAX_PIXELS, path: object = "photo") -> NDArray[np.uint8]:
+    @property
+    def about(self) -> dict[str, Any]:
+        """What names a store of such squares; without `face` as it was named before there were faces."""
+        return {key: value for key, value in asdict(self).items() if key != "face" or value}
+
+    def cut(
+        self, data: bytes, max_pixels: int = MAX_PIXELS, path: object = "photo", box: Box | None = None
+    ) -> NDArray[np.uint8]:
         """uint8 (side, side, 3) of an image file's bytes. Raises PhotoError as `images.decode` does."""
         # libjpeg is asked for as many pixels as for the evaluation view: side / share = size / crop.
-        return load_square(data, self.side, self.share, max_pixels, path, self.resample, self.squash)
+        return load_square(data, self.side, self.share, max_pixels, path, self.resample, self.squash, box)
 
 
 @dataclass(frozen=True)
@@ -105,15 +116,17 @@ def cached_pixels(
     frame: Frame,
     max_pixels: int = MAX_PIXELS,
     reporter: Reporter | None = None,
+    squares: NDArray[np.float64] | None = None,
 ) -> StoredPixels:
     """Pixels of every readable photo; decoded are only those whose content was not seen before.
 
-    files, keys, readable: (n,), from the first look. Interrupted, it keeps what is decoded, and the next
-    call goes on from there. A photo that cannot be decoded is told in `failed`. Raises StorageError, before a photo
-    is decoded, if the pixels do not fit on the disk, and where writing fails.
+    files, keys, readable: (n,), from the first look. squares: float64 (n, 4), what to cut from each photo, from
+    `FaceBoxes.squares`, if `frame.face` asks for it; a row of NaN is the centre. Interrupted, it keeps what is decoded,
+    and the next call goes on from there. A photo that cannot be decoded is told in `failed`. Raises StorageError,
+    before a photo is decoded, if the pixels do not fit on the disk, and where writing fails.
     """
     reporter = reporter or Reporter()
-    about = {"what": "pixels", **asdict(frame), "version": _VERSION}
+    about = {"what": "pixels", **frame.about, "version": _VERSION}
     store = RowStore(
         cache_root() / "pixels" / fingerprint(about),
         np.uint8,
@@ -127,8 +140,10 @@ def cached_pixels(
     todo = np.sort(np.flatnonzero(lacking)[first]).tolist()
     failed: dict[int, str] = {}
     if todo:
+        if frame.face and squares is None:
+            raise ValueError("a frame around faces needs the squares to cut")
         _announce(store.folder, len(todo) * frame.row_bytes, len(todo), reporter)
-        _fill(store, files, keys, todo, frame, failed, max_pixels, reporter)
+        _fill(store, files, keys, todo, frame, failed, max_pixels, reporter, squares if frame.face else None)
     places = store.find(keys)
     for i in np.flatnonzero(readable & (places[:, 0] < 0)):
         failed.setdefault(int(i), "its content changed while it was read")
@@ -146,13 +161,15 @@ def _announce(folder: Path, needed: int, count: int, reporter: Reporter) -> None
     reporter.say(f"Pixels of {count:,} photos are kept on disk: {needed / 1e9:.2f} GB in {folder}.")
 
 
-def _load(file: Path, key: NDArray[np.uint64], frame: Frame, max_pixels: int) -> NDArray[np.uint8] | str:
+def _load(
+    file: Path, key: NDArray[np.uint64], frame: Frame, max_pixels: int, box: Box | None
+) -> NDArray[np.uint8] | str:
     """Pixels, or the reason why there are none: one bad photo must not end a run of thousands."""
     try:
         data = read_bytes(file)
         if content_key(data) != (int(key[0]), int(key[1])):
             return "its content changed while it was read"
-        return frame.cut(data, max_pixels, file)
+        return frame.cut(data, max_pixels, file, box)
     except PhotoError as error:
         return error.reason
 
@@ -166,6 +183,7 @@ def _fill(
     failed: dict[int, str],
     max_pixels: int,
     reporter: Reporter,
+    squares: NDArray[np.float64] | None,
 ) -> None:
     """Decodes `todo` in threads into the store, a segment every _FLUSH_BYTES and on interruption."""
     room = np.empty((min(len(todo), max(1, _FLUSH_BYTES // frame.row_bytes)), frame.side, frame.side, 3), np.uint8)
@@ -177,7 +195,10 @@ def _fill(
         done.clear()
 
     def loaded() -> Iterator[tuple[int, NDArray[np.uint8] | str]]:
-        return zip(todo, in_threads(lambda i: _load(files[i], keys[i], frame, max_pixels), todo), strict=True)
+        def load(i: int) -> NDArray[np.uint8] | str:
+            return _load(files[i], keys[i], frame, max_pixels, box_of(squares, i))
+
+        return zip(todo, in_threads(load, todo), strict=True)
 
     with reporter.bar("Decoding photos", len(todo)) as advance:
         try:

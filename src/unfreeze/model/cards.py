@@ -23,6 +23,8 @@ class Preprocessing:
     size: side of the square input, pixels. crop: share of the resized short side that is kept.
     mean, std: per channel, of pixel values in 0..1. resample: 'bicubic' or 'bilinear', with antialiasing.
     squash: the whole photo is pressed into the square instead of cropped.
+    face: the square around the largest face is seen instead of the centre; names the detector and the margin around
+    the face, which is all that the square depends on. A photo without a face is seen as `crop` says.
     """
 
     size: int
@@ -31,10 +33,11 @@ class Preprocessing:
     std: tuple[float, float, float]
     resample: str = "bicubic"
     squash: bool = False
+    face: str = ""
 
-    def resolved(self, size: int, crop: float, squash: bool = False) -> Preprocessing:
+    def resolved(self, size: int, crop: float, squash: bool = False, face: str = "") -> Preprocessing:
         """The same with another size or crop where these are not 0."""
-        return Preprocessing(size or self.size, crop or self.crop, self.mean, self.std, self.resample, squash)
+        return Preprocessing(size or self.size, crop or self.crop, self.mean, self.std, self.resample, squash, face)
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ class Graph:
         """What a person calls it: `EfficientNet-Lite0 at 320 px, uncropped`."""
         crop = "uncropped" if self.preprocessing.crop == 1 else f"{self.preprocessing.crop:.0%} crop"
         crop = "squashed" if self.preprocessing.squash else crop
+        crop = "around the face" if self.preprocessing.face else crop
         return f"{self.backbone.title} at {self.preprocessing.size} px, {crop}"
 
     def described(self) -> dict[str, Any]:
@@ -77,7 +78,8 @@ class Graph:
     def photos(self) -> dict[str, Any]:
         """How a photo becomes its input, beside the size: features depend on it, the converted network does not."""
         p = self.preprocessing
-        return {"crop": p.crop, "resample": p.resample, "squash": p.squash}
+        face = {"face": p.face} if p.face else {}
+        return {"crop": p.crop, "resample": p.resample, "squash": p.squash, **face}
 
     def key(self) -> dict[str, Any]:
         """All that its outputs depend on, as JSON."""
