@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from unfreeze.core.tables import Photos
-from unfreeze.data.checks import CHECKS, check, register
+from unfreeze.data.checks import CHECKS, SLOW, check, register, run_checks
+from unfreeze.data.file_checks import robust_z
 
 
 def picture(path, seed: int, side: int = 40, **options) -> None:
@@ -70,7 +71,8 @@ def test_exact_duplicates_share_a_unit(photos):
 def test_near_duplicates_tie_their_groups(photos):
     picture(photos.root / "a/near.jpg", 0, quality=85)
     checked = check(added(photos, ("a/near.jpg", "a", "a/2.png", "train")))
-    assert [f.check for f in checked.findings] == ["near-duplicates"]
+    assert [f.check for f in checked.findings] == ["near-duplicates", "near-duplicates-across-groups"]
+    assert "1 of 1 near duplicate pair(s) lie in two groups: a/0.png = a/near.jpg" in checked.findings[1].message
     unit = checked.table.set_index("path")["unit"]
     assert unit["a/0.png"] == unit["a/near.jpg"] == unit["a/2.png"]
 
@@ -130,3 +132,121 @@ def test_a_check_is_registered_once():
     name = next(iter(CHECKS))
     with pytest.raises(ValueError, match="twice"):
         register(name)(lambda photos, looks: [])
+
+
+def people(photos, groups: int = 30) -> Photos:
+    """Three photos a person (worn, worn, normal), nothing wrong; files are there, though all alike is not asked."""
+    rows = []
+    for g in range(groups):
+        for i, mask in enumerate(("worn", "worn", "normal")):
+            path = f"{g:02d}/{i}.png"
+            picture(photos.root / path, 1000 + 3 * g + i, side=32)
+            rows.append((path, f"{mask}, {'fm'[g % 2]}", f"person {g:02d}", "train", mask, "fm"[g % 2]))
+    table = pd.DataFrame(rows, columns=["path", "label", "group", "split", "mask", "gender"])
+    names = tuple(sorted(set(table["label"])))
+    return Photos(table, photos.root, names, names, ("mask", "gender"), "table", "")
+
+
+def relabelled(photos, row: int, **values) -> Photos:
+    table = photos.table.copy()
+    for name, value in values.items():
+        table.loc[row, name] = value
+    table["label"] = table["mask"] + ", " + table["gender"]
+    return photos.with_table(table)
+
+
+def test_people_without_a_mistake(photos):
+    assert [f.check for f in check(people(photos)).findings] == []
+
+
+def test_a_person_of_two_genders(photos):
+    findings = check(relabelled(people(photos), 4, gender="f")).findings
+    assert [(f.check, f.severity, f.path) for f in findings] == [("group-conflicts", "warning", "01/1.png")]
+    assert (
+        "group 'person 01' has more than one gender ('m' 2, 'f' 1); 96.7% of the groups have one" in findings[0].message
+    )
+
+
+def test_a_person_with_two_normal_photos(photos):
+    (finding,) = (f for f in check(relabelled(people(photos), 0, mask="normal")).findings)
+    assert (finding.check, finding.severity, finding.path) == ("group-pattern", "warning", "00/0.png")
+    for said in ("2 photo(s) of mask 'normal' instead of 1", "1 photo(s) of mask 'worn' instead of 2"):
+        assert said in finding.message
+
+
+def test_no_rule_without_enough_groups_or_agreement(photos):
+    assert "group-conflicts" not in found(relabelled(people(photos, 19), 4, gender="f"))
+    many = people(photos)
+    for row in range(0, 30, 3):
+        many = relabelled(many, row, mask="normal")
+    assert "group-pattern" not in found(many)
+
+
+def test_combinations_without_a_photo(photos):
+    table = people(photos).table.query("label != 'normal, f'").reset_index(drop=True)
+    names = tuple(sorted(set(table["label"])))
+    some = Photos(table, photos.root, names, names, ("mask", "gender"), "table", "")
+    severity, message = found(some)["empty-combinations"]
+    assert severity == "info" and "1 of 4 combinations of mask, gender have no photo: normal/f" in message
+
+
+def test_names_that_do_not_fit(photos):
+    picture(photos.root / "a/0.png", 0, format="JPEG")
+    assert found(photos)["misnamed"] == (
+        "info",
+        "1 photo(s) are of another format than their name says: a/0.png is JPEG",
+    )
+
+
+def test_turned_by_exif(photos):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    picture(photos.root / "a/0.png", 0, exif=exif)
+    assert found(photos)["rotated"][1] == "1 photo(s) are turned upright by their EXIF tag: a/0.png"
+
+
+def test_some_are_grey(photos):
+    with Image.open(photos.root / "a/0.png") as image:
+        image.convert("L").save(photos.root / "a/0.png")
+    assert found(photos)["grey"][1] == "1 of 12 photos have no colour: a/0.png"
+
+
+def test_a_dark_photo_among_many(photos):
+    more = [(f"a/more{i}.png", "a", f"more{i}", "train") for i in range(28)]
+    for i, row in enumerate(more):
+        picture(photos.root / row[0], 100 + i)
+    Image.new("RGB", (40, 30), (3, 0, 0)).save(photos.root / "a/more3.png")
+    told = found(added(photos, *more))
+    assert told["outliers-brightness"][0] == "info"
+    assert "1 photo(s) are unusually dark (brightness 0.9 against 1" in told["outliers-brightness"][1]
+    assert told["outliers-brightness"][1].endswith(": a/more3.png")
+    assert "outliers-aspect" in told
+
+
+def test_robust_z():
+    values = np.array([1.0, 2, 3, 4, 100, np.nan])
+    z = robust_z(values)
+    assert z[2] == 0 and np.isnan(z[5]) and z[4] == pytest.approx(97 / 1.4826)
+    assert robust_z(np.array([5.0, 5, 5, 5, 9]))[4] == pytest.approx(4 / (1.2533 * 0.8))
+    assert robust_z(np.full(4, 7.0)).tolist() == [0, 0, 0, 0]
+    assert robust_z(np.array([np.nan, np.nan])).tolist() == [0, 0]
+
+
+def test_fit_skips_the_slow_ones(photos, monkeypatch):
+    run = []
+    monkeypatch.setitem(CHECKS, "shortcuts", lambda photos, looks: run.append(1) or [])
+    run_checks(photos)
+    assert run == [] and "shortcuts" in SLOW
+    check(photos)
+    assert run == [1]
+
+
+def test_a_shortcut_in_the_file(photos):
+    rows = []
+    for i in range(60):
+        path = f"{'ab'[i % 2]}/s{i}.{'png' if i % 2 else 'jpg'}"
+        picture(photos.root / path, 300 + i)
+        rows.append((path, "ab"[i % 2], path, "train"))
+    severity, message = found(added(photos, *rows))["shortcuts"]
+    assert severity == "warning"
+    assert "alone tells the class: balanced accuracy" in message

@@ -23,10 +23,13 @@ from unfreeze.app.fitting import (
     make_recipe,
     source_options,
 )
+from unfreeze.app.judged import show_parts
 from unfreeze.core.errors import RecipeError, RunError, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from unfreeze.study.against import Against
 
 RunArgument = Annotated[Path, typer.Argument(help="A finished run folder.", metavar="RUN")]
 
@@ -44,11 +47,29 @@ def check(
         str | None,
         typer.Option(help="Exit 1 if there is a finding this severe: error, warning or info.", metavar="NAME"),
     ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option("--report", help="Write all of it as one HTML page with the photos it names.", metavar="FILE"),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Photos to be judged on: can a classifier tell them from SOURCE's?", metavar="TEST"),
+    ] = None,
+    faces: Annotated[
+        bool, typer.Option("--faces", help="Look for faces: in how many photos none is found, how large, where.")
+    ] = False,
+    detector: Annotated[
+        str | None,
+        typer.Option(
+            help="What finds faces: retinaface (default), or an .onnx file like it. Asks for --faces.",
+            metavar="NAME|FILE",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Check the photos: hidden, unreadable, duplicated, contradicting, too few, straddling splits.
+    """Check the photos: unreadable, odd, duplicated, contradicting, too few; what else than the object tells the class.
 
-    Example: `unfreeze check photos/ --fail-on error`
+    Example: `unfreeze check photos/ --report eda.html --fail-on error`
     """
     from unfreeze.core.tables import SEVERITIES, findings_table
 
@@ -61,13 +82,46 @@ def check(
     given = source_options(source, label, group, group_regex, path, root, split, reader)
     chosen = make_recipe(None, None, None, given)
     voice = reporter(json)
-    photos, _ = run_checks(read(source, chosen.source), reporter=voice)
+    by = detector or ("retinaface" if faces else "")
+    if by:
+        from unfreeze.data.detectors import find_detector
+
+        find_detector(by).open()  # so that what is missing is said before the work
+    if page and page.suffix.lower() not in (".html", ".htm"):
+        raise RecipeError(f"--report {page}: the page is HTML; give a name that ends in .html.")
+    photos, looks = run_checks(read(source, chosen.source), reporter=voice, slow=True)
+    compared = None
+    if against:
+        from unfreeze.study.against import against as compare
+
+        compared = compare(photos, against, chosen, voice)
+        photos = photos.with_table(photos.table, *compared.findings())
+    found = None
+    if by:
+        from unfreeze.data.faces import faces_of
+
+        found = faces_of(photos, looks, by, reporter=voice)
+    if page:
+        from unfreeze.deliver.eda import write_eda
+
+        write_eda(photos, page, faces=found, against=compared, reporter=voice)
     table = findings_table(photos.findings)
     if json:
-        emit_json({"photos": len(photos), "choice": photos.choice, "findings": table.to_dict("records")})
+        told = {"photos": len(photos), "choice": photos.choice, "findings": table.to_dict("records")}
+        told |= {"faces": found.described()} if found else {}
+        told |= {"against": compared.json()} if compared else {}
+        emit_json(told | ({"report": str(page)} if page else {}))
     else:
         say(photos.choice)
         list_findings(table)
+        if found:
+            from unfreeze.app.facing import show_faces
+
+            show_faces(found)
+        if compared:
+            show_against(compared)
+        if page:
+            say(f"Page: {page}")
         say(f"{len(photos):,} photos checked in {time.perf_counter() - started:.1f} s.")
         then(_fit_command(source, given))
     if fail_on and table["severity"].map(SEVERITIES.index).ge(SEVERITIES.index(fail_on)).any():
@@ -84,6 +138,14 @@ def _fit_command(source: str, given: dict[str, Any]) -> str:
             for one in value if isinstance(value, tuple) else (str(value),):
                 parts += [f"--{name}", str(one)]
     return shlex.join(parts)
+
+
+def show_against(found: Against) -> None:
+    """The photos least like the other set, on both sides, and the sentence."""
+    for side, table in (("Training", found.training), ("Test", found.test)):
+        rows = [[row.path, f"{row.probability:.2f}"] for row in table.head(5).itertuples()]
+        show(f"{side} photos least like the other set", ["path", "probability of test"], rows, ["probability of test"])
+    say(found.sentence)
 
 
 def list_findings(table: pd.DataFrame) -> None:
@@ -140,6 +202,8 @@ def scores(run: RunArgument, json: Json = False) -> None:
             f"Right in {score['accuracy']['value']:.1%} of photos, where always saying '{chance['class']}' is in "
             f"{chance['accuracy']:.1%}; hardest is '{per_class[0]['class']}'."
         )
+    if parts := found.get("parts"):
+        show_parts(parts)
     then(f"unfreeze report {shlex.quote(str(run))}")
 
 

@@ -29,9 +29,22 @@ def make_folds(
     table = np.zeros((int(member.max()) + 1, len(classes)))
     np.add.at(table, (member, labels), 1)
     _refuse_impossible(table, count, classes)
+    fold_of_group = _dealt(table, count, seed)
+    return fold_of_group[member], _missing(table, fold_of_group, count, classes)
+
+
+def deal(labels: NDArray[np.integer], groups: NDArray[Any], count: int, seed: int, classes: int) -> NDArray[np.int64]:
+    """The same without a refusal: a class of few groups is then absent from some folds; int64 (n,)."""
+    _, member = np.unique(np.asarray(groups).astype(str), return_inverse=True)
+    table = np.zeros((int(member.max()) + 1, classes))
+    np.add.at(table, (member, labels), 1)
+    return _dealt(table, count, seed)[member]
+
+
+def _dealt(table: NDArray[np.float64], count: int, seed: int) -> NDArray[np.int64]:
     fold_of_group = _deal(table, count, np.random.default_rng(seed))
     _mend(table, fold_of_group, count)
-    return fold_of_group[member], _missing(table, fold_of_group, count, classes)
+    return fold_of_group
 
 
 def _refuse_impossible(table: NDArray[np.float64], count: int, classes: tuple[str, ...] | list[str]) -> None:

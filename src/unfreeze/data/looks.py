@@ -1,4 +1,4 @@
-"""A first look at every photo: its content hash, size, perceptual hash, and whether it can be read at all."""
+"""A first look at every photo: its content hash, size, perceptual hash, measures, and whether it can be read at all."""
 
 from __future__ import annotations
 
@@ -16,17 +16,22 @@ from unfreeze.core.errors import PhotoError
 from unfreeze.core.progress import Reporter
 from unfreeze.core.tables import Finding, Photos
 from unfreeze.core.work import in_threads
-from unfreeze.data.duplicates import Pairs, exact_duplicates, near_duplicates
+from unfreeze.data import measures
+from unfreeze.data.aligned import aligned_duplicates
+from unfreeze.data.duplicates import Pairs, exact_duplicates, joined_groups, near_duplicates
 from unfreeze.data.images import MAX_PIXELS, NO_MEMORY, decode_sized, read_bytes
 
 # A new version number makes every photo be looked at again.
-_VERSION = 2
+_VERSION = 3
 HASH_WORDS = 4
 THUMB = 8
+GREY = 32
 _DTYPE = np.dtype(
     [
         ("dhash", "<u8", HASH_WORDS),
         ("thumb", "u1", (THUMB, THUMB, 3)),
+        ("grey", "u1", (GREY, GREY)),
+        ("measures", measures.DTYPE),
         ("width", "<u4"),
         ("height", "<u4"),
         ("problem", "S120"),
@@ -40,13 +45,16 @@ class Looks:
     """What the first look saw, one entry a photo in the table's order.
 
     keys: uint64 (n, 2), content hash; zeros where the file could not even be read.
-    dhash: uint64 (n, 4), 256-bit difference hash. thumb: uint8 (n, 8, 8, 3).
+    dhash: uint64 (n, 4), 256-bit difference hash. thumb: uint8 (n, 8, 8, 3). grey: uint8 (n, 32, 32), luma of
+    the whole photo pressed into a square. measures: measures.DTYPE (n,), zeros where it does not decode.
     width, height: uint32 (n,), of the upright photo. problem: text, empty if it decodes.
     """
 
     keys: NDArray[np.uint64]
     dhash: NDArray[np.uint64]
     thumb: NDArray[np.uint8]
+    grey: NDArray[np.uint8]
+    measures: NDArray[np.void]
     width: NDArray[np.uint32]
     height: NDArray[np.uint32]
     problem: list[str]
@@ -60,11 +68,26 @@ class Looks:
         """The content hash as 32 hex digits, or empty text."""
         return [f"{a:016x}{b:016x}" if a or b else "" for a, b in self.keys.tolist()]
 
+    def beside(self, other: Looks) -> Looks:
+        """Both, the other's photos after these."""
+        joined = {
+            name: np.concatenate([getattr(self, name), getattr(other, name)])
+            for name in ("keys", "dhash", "thumb", "grey", "measures", "width", "height")
+        }
+        return Looks(**joined, problem=[*self.problem, *other.problem])
+
     @cached_property
     def duplicates(self) -> tuple[Pairs, Pairs]:
         """Pairs of exact and of near duplicates, int64 (m, 2) each; near ones without the exact."""
         exact = exact_duplicates(self.keys, self.readable)
         near = near_duplicates(self.dhash, self.thumb, self.readable)
+        # One of each kind is enough to find the cropped and brightened copies of all.
+        kind = joined_groups(np.arange(len(self.keys)), exact, near)
+        first = np.zeros(len(kind), bool)
+        first[np.unique(kind, return_index=True)[1]] = True
+        near = np.unique(
+            np.concatenate([near, aligned_duplicates(self.grey, self.thumb, self.readable & first)]), axis=0
+        )
         same_bytes = (self.keys[near[:, 0]] == self.keys[near[:, 1]]).all(1)
         return exact, near[~same_bytes]
 
@@ -78,7 +101,7 @@ def look(photos: Photos, max_pixels: int = MAX_PIXELS, reporter: Reporter | None
     store = RowStore(
         cache_root() / "looks" / f"v{_VERSION}-{max_pixels}",
         _DTYPE,
-        about={"what": "hashes and sizes of photos", "max_pixels": max_pixels},
+        about={"what": "hashes, sizes and measures of photos", "max_pixels": max_pixels},
         reporter=reporter,
     )
 
@@ -110,7 +133,9 @@ def look(photos: Photos, max_pixels: int = MAX_PIXELS, reporter: Reporter | None
             advance(1)
     store.append(keys[fresh], rows[fresh])
     problems = [bytes(p).decode("utf-8", "replace") for p in rows["problem"]]
-    return Looks(keys, rows["dhash"], rows["thumb"], rows["width"], rows["height"], problems)
+    return Looks(
+        keys, rows["dhash"], rows["thumb"], rows["grey"], rows["measures"], rows["width"], rows["height"], problems
+    )
 
 
 def _key(path: Path) -> tuple[int, int] | str:
@@ -150,14 +175,18 @@ def with_looks(photos: Photos, looks: Looks) -> Photos:
 def _row(data: bytes, max_pixels: int) -> NDArray[np.void]:
     row = np.zeros(1, _DTYPE)
     try:
-        # A JPEG is read at an eighth of its size here, which still walks all its bytes: damage shows.
-        pixels, (row["width"], row["height"]) = decode_sized(data, 64, max_pixels)
+        # A large JPEG is read at an eighth of its size here, which still walks all its bytes: damage shows.
+        pixels, (row["width"], row["height"]) = decode_sized(data, measures.SIDE, max_pixels)
     except PhotoError as error:
         row["problem"] = _short(error.reason)
         return row
-    image = Image.fromarray(pixels)
-    grey = np.asarray(image.convert("L").resize((17, 16), Image.Resampling.BOX), np.int16)
+    # One photo of two sizes has one hash only if both are shrunk by a filter that does not alias: no box.
+    image = measures.shrunk(pixels)
+    luma = image.convert("L")
+    grey = np.asarray(luma.resize((17, 16), Image.Resampling.BILINEAR), np.int16)
     bits = np.packbits((grey[:, 1:] > grey[:, :-1] + 1).ravel())
     row["dhash"] = bits.view("<u8")
-    row["thumb"] = np.asarray(image.resize((THUMB, THUMB), Image.Resampling.BOX))
+    row["grey"] = np.asarray(luma.resize((GREY, GREY), Image.Resampling.BILINEAR))
+    row["thumb"] = np.asarray(image.resize((THUMB, THUMB), Image.Resampling.BILINEAR))
+    row["measures"] = measures.measure(data, image)
     return row

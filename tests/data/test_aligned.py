@@ -1,0 +1,127 @@
+"""Cropped, brightened and shrunk copies are found; other photos, and the same ones changed in a place, are not."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageEnhance
+
+from unfreeze.data.aligned import _TILE, aligned_duplicates
+from unfreeze.data.images import MAX_PIXELS
+from unfreeze.data.looks import _row
+
+
+def scene(seed: int, width: int = 320, height: int = 240) -> Image.Image:
+    """Coarse and finer blobs: a picture of its own for each seed."""
+    draw = np.random.default_rng(seed)
+    image = Image.fromarray(draw.integers(0, 256, (5, 6, 3), np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    fine = Image.fromarray(draw.integers(0, 256, (24, 32, 3), np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    return Image.blend(image, fine, 0.35)
+
+
+def cropped(image, left=0.0, top=0.0, right=0.0, bottom=0.0):
+    w, h = image.size
+    return image.crop((round(left * w), round(top * h), round(w - right * w), round(h - bottom * h)))
+
+
+def repainted(image):
+    """Another colour in one ninth of it, about as light as before."""
+    pixels = np.asarray(image).astype(np.int16)
+    h, w = pixels.shape[:2]
+    pixels[h // 3 : 2 * h // 3, w // 3 : 2 * w // 3] += np.array([60, -34, 20], np.int16)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+COPIES = {
+    "crop": lambda i: cropped(i, 0.03, 0.03, 0.03, 0.03),
+    "one side": lambda i: cropped(i, left=0.03),
+    "corner": lambda i: cropped(i, left=0.03, top=0.03),
+    "brighter": lambda i: ImageEnhance.Brightness(i).enhance(1.1),
+    "darker": lambda i: ImageEnhance.Brightness(i).enhance(0.85),
+    "smaller": lambda i: i.resize((224, 168), Image.Resampling.BICUBIC),
+}
+OTHERS = {
+    "mirror": lambda i: i.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    "half": lambda i: cropped(i, right=0.5),
+    "swapped colours": lambda i: Image.fromarray(np.ascontiguousarray(np.asarray(i)[..., ::-1])),
+    "repainted": repainted,
+    "negative": lambda i: Image.fromarray(255 - np.asarray(i)),
+}
+
+
+def rows(images):
+    out = []
+    for image in images:
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=85)
+        out.append(_row(file.getvalue(), MAX_PIXELS))
+    return np.concatenate(out)
+
+
+def found(images):
+    seen = rows(images)
+    return aligned_duplicates(seen["grey"], seen["thumb"], np.ones(len(seen), bool)).tolist()
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_copies(name):
+    originals = [scene(seed) for seed in range(20)]
+    pairs = found([*originals, *(COPIES[name](image) for image in originals)])
+    assert [i for i in range(20) if [i, 20 + i] not in pairs] == []
+    assert len(pairs) == 20
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_others(name):
+    originals = [scene(seed) for seed in range(20)]
+    assert found([*originals, *(OTHERS[name](image) for image in originals)]) == []
+
+
+def test_a_thing_put_in_is_another_photo():
+    def with_disc(image):
+        changed = image.copy()
+        ImageDraw.Draw(changed).ellipse((120, 90, 200, 170), fill=(240, 240, 240))
+        return changed
+
+    originals = [scene(seed) for seed in range(10)]
+    assert found([*originals, *map(with_disc, originals)]) == []
+
+
+def test_tiles_cover_all_pairs():
+    """Copies whose originals lie in another tile, at the tiles' edges too."""
+    n = 2 * _TILE + 10
+    draws = np.random.default_rng(0)
+    grey = np.kron(draws.integers(0, 256, (n, 8, 8)), np.ones((1, 4, 4))).astype(np.uint8)
+    thumb = np.zeros((n, 8, 8, 3), np.uint8)
+    pairs = [[0, n - 1], [_TILE - 1, _TILE], [5, _TILE + 5], [_TILE + 7, 2 * _TILE + 7]]
+    for a, b in pairs:
+        grey[b] = grey[a]
+    assert aligned_duplicates(grey, thumb, np.ones(n, bool)).tolist() == sorted(pairs)
+    unusable = np.ones(n, bool)
+    unusable[0] = False
+    assert aligned_duplicates(grey, thumb, unusable).tolist() == sorted(pairs[1:])
+
+
+def test_flat_and_none():
+    grey, thumb = np.full((3, 32, 32), 128, np.uint8), np.zeros((3, 8, 8, 3), np.uint8)
+    assert aligned_duplicates(grey, thumb, np.ones(3, bool)).shape == (0, 2)
+    assert aligned_duplicates(grey, thumb, np.zeros(3, bool)).shape == (0, 2)
+
+
+def test_a_crowd_costs_no_squares():
+    """3,000 frames of one scene: 4.5 million pairs, of which only some are laid over each other."""
+    draws = np.random.default_rng(0)
+    one = np.kron(draws.integers(0, 256, (8, 8)), np.ones((4, 4)))
+    grey = np.clip(one + draws.normal(0, 3, (3000, 32, 32)), 0, 255).astype(np.uint8)
+    started = time.process_time()
+    pairs = aligned_duplicates(grey, np.zeros((3000, 8, 8, 3), np.uint8), np.ones(3000, bool))
+    assert len(pairs) <= 3000 * 2 * 8
+    assert len(np.unique(pairs)) == 3000
+    assert time.process_time() - started < 30
