@@ -1,0 +1,25 @@
+"""The one local web application: pages bring their routes, the guard stands before all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fastapi import APIRouter, FastAPI
+from fastapi.staticfiles import StaticFiles
+
+from unfreeze.deliver.pages import WEB
+from unfreeze.deliver.web.guard import Guard, Guarded
+
+
+def create_app(pages: Iterable[APIRouter], guard: Guard) -> FastAPI:
+    """The application of these pages: nothing of it can be reached but through the guard.
+
+    A page is a router: `review.page(...)` today. Styles and scripts come from the package; nothing is loaded from a
+    network.
+    """
+    app = FastAPI(title="unfreeze", docs_url=None, redoc_url=None, openapi_url=None)
+    for page in pages:
+        app.include_router(page)
+    app.mount("/static", StaticFiles(directory=WEB / "static"), name="static")
+    app.add_middleware(Guarded, guard=guard)
+    return app

@@ -1,0 +1,152 @@
+"""Suspect labels: probabilities, groups and duplicates, each on arrays whose truth is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from unfreeze.judge.labels import (
+    SUSPECT_COLUMNS,
+    Attribute,
+    belongs_to_groups,
+    doubt,
+    found_at,
+    likely_wrong,
+    suspects,
+)
+
+
+def told(truth: np.ndarray, values: int, strength: float, seed: int = 0) -> np.ndarray:
+    """Probabilities of a model that reads the truth through noise: the stronger, the oftener right and the surer."""
+    logits = np.random.default_rng(seed).normal(0, 1, (len(truth), values)) + strength * np.eye(values)[truth]
+    proba = np.exp(strength * logits)
+    return proba / proba.sum(1, keepdims=True)
+
+
+@pytest.fixture
+def flipped() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Truth, labels with every 25th wrong, and probabilities."""
+    truth = np.arange(300) % 3
+    given = truth.copy()
+    given[::25] = (given[::25] + 1) % 3
+    return truth, given, told(truth, 3, 3.0)
+
+
+def table_of(attribute: Attribute, groups: np.ndarray, duplicates=None):
+    n, classes = len(attribute.given), len(attribute.values)
+    return suspects(
+        [f"{i}.jpg" for i in range(n)],
+        attribute.given,
+        attribute.values,
+        [doubt(attribute, groups)],
+        np.arange(classes)[:, None],
+        groups,
+        duplicates,
+    )
+
+
+def test_flipped_labels_come_first(flipped) -> None:
+    truth, given, proba = flipped
+    table = table_of(Attribute("label", ("a", "b", "c"), given, proba), np.arange(300))
+    assert tuple(table.columns) == SUSPECT_COLUMNS
+    wrong = {f"{i}.jpg": "abc"[truth[i]] for i in np.flatnonzero(truth != given)}
+    found = found_at(table["path"].isin(wrong).to_numpy(), len(wrong))
+    assert found["precision_at_k"] >= 0.75 and found["recall_at_2k"] >= 0.9
+    assert table["score"].is_monotonic_decreasing and table["score"].between(0, 1).all()
+    first = table.iloc[0]
+    assert first["suggested"] == wrong[first["path"]] != first["label"]
+    assert first["reason"].startswith("models that never saw it say ")
+
+
+def test_right_labels_raise_nothing() -> None:
+    truth = np.arange(90) % 3
+    proba = np.full((90, 3), 0.01) + 0.97 * np.eye(3)[truth]
+    assert table_of(Attribute("label", ("a", "b", "c"), truth, proba), np.arange(90)).empty
+
+
+def test_confident_learning_points_at_the_flipped(flipped) -> None:
+    truth, given, proba = flipped
+    issues = likely_wrong(given, proba)
+    assert issues[truth != given].mean() > 0.8 and issues[truth == given].mean() < 0.1
+    assert not likely_wrong(np.zeros(5, np.int64), np.ones((5, 2)) / 2).any()
+
+
+def test_the_attribute_of_a_group_is_found_from_the_data() -> None:
+    groups = np.repeat(np.arange(30), 7)
+    gender = np.repeat(np.arange(30) % 2, 7)
+    state = np.tile([0, 0, 0, 0, 0, 1, 2], 30)
+    assert belongs_to_groups(gender, groups)
+    assert not belongs_to_groups(state, groups)
+    gender[3] ^= 1  # one wrong photo makes its group disagree, and the attribute is still the group's
+    assert belongs_to_groups(gender, groups)
+    assert not belongs_to_groups(gender, np.arange(210)), "no groups at all"
+    rare = np.zeros(210, np.int64)
+    rare[:2] = 1
+    assert not belongs_to_groups(rare, groups), "constant only because one value is everywhere"
+
+
+def test_six_photos_say_female_and_one_male() -> None:
+    groups = np.repeat(np.arange(30), 7)
+    truth = np.repeat(np.arange(30) % 2, 7)
+    given = truth.copy()
+    given[10] ^= 1
+    table = table_of(Attribute("gender", ("female", "male"), given, told(truth, 2, 1.0)), groups)
+    assert table["path"].iloc[0] == "10.jpg" and table["score"].iloc[0] > 0.9
+    assert table["reason"].iloc[0] == "gender: 6 of the 6 other photos of its group say male, this one female"
+
+
+def test_a_whole_group_labelled_wrong_is_listed_whole() -> None:
+    groups = np.repeat(np.arange(40), 7)
+    truth = np.repeat(np.arange(40) % 2, 7)
+    given = truth.copy()
+    given[groups == 5] ^= 1
+    table = table_of(Attribute("gender", ("female", "male"), given, told(truth, 2, 1.5)), groups)
+    assert set(table["path"].head(7)) == {f"{i}.jpg" for i in np.flatnonzero(groups == 5)}
+    assert "all 7 photos of its group together look like male" in table["reason"].iloc[0]
+
+
+def test_an_attribute_that_is_read_badly_raises_no_false_alarms_over_one_read_well() -> None:
+    truth = np.arange(400) % 2
+    given = truth.copy()
+    given[::50] ^= 1
+    noise = np.random.default_rng(1).integers(0, 2, 400)
+    bad = np.eye(2)[noise] * 0.98 + 0.01  # sure, and no better than chance
+    doubts = [
+        doubt(Attribute("state", ("x", "y"), given, told(truth, 2, 4.0)), np.arange(400)),
+        doubt(Attribute("age", ("old", "young"), np.arange(400) // 2 % 2, bad), np.arange(400)),
+    ]
+    values = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+    labels = given * 2 + np.arange(400) // 2 % 2
+    table = suspects([str(i) for i in range(400)], labels, "pqrs", doubts, values, np.arange(400))
+    assert table["path"].head(6).isin([str(i) for i in range(0, 400, 50)]).all()
+    assert set(table["suggested"].head(6)) <= set("pqrs")
+
+
+@pytest.mark.parametrize("kind", ["the same", "nearly the same"])
+def test_a_duplicate_with_another_label_is_named(kind: str) -> None:
+    truth = np.arange(60) % 3
+    given = truth.copy()
+    given[4] = (given[4] + 1) % 3
+    proba = told(truth, 3, 3.0)
+    proba[[4, 7]] = 1 / 3  # the models cannot tell; the duplicate can
+    table = table_of(Attribute("label", ("a", "b", "c"), given, proba), np.arange(60), {kind: np.array([[4, 7]])})
+    rows = table.set_index("path")
+    assert rows.loc["4.jpg", "reason"].startswith(f"{kind} photo as 7.jpg, which is labelled ")
+    assert rows.loc["4.jpg", "score"] == pytest.approx(0.5) and rows.loc["4.jpg", "suggested"] == "abc"[given[7]]
+
+
+def test_a_combination_that_no_class_has_is_never_suggested() -> None:
+    given = np.zeros(20, np.int64)
+    given[10:] = 1
+    proba = np.eye(2)[given] * 0.9 + 0.05
+    proba[0] = [0.001, 0.999]
+    one, two = (doubt(Attribute(name, ("x", "y"), given, proba), np.arange(20)) for name in ("m", "n"))
+    values = np.array([[0, 0], [1, 1]])
+    table = suspects([str(i) for i in range(20)], given, ("both-x", "both-y"), [one, two], values, np.arange(20))
+    assert table.iloc[0][["path", "suggested"]].tolist() == ["0", "both-y"]
+
+
+def test_found_at_counts() -> None:
+    found = found_at(np.array([True, False, True, True, False]), 2)
+    assert (found["precision_at_k"], found["recall_at_2k"], found["listed"]) == (0.5, 1.5, 5)
+    assert found_at(np.zeros(0, bool), 0)["precision_at_k"] == 0
