@@ -65,7 +65,7 @@ def recipe_table(model: Any, prefix: str = "") -> list[str]:
             continue
         value = field.default
         shown = json.dumps(value, default=lambda o: o.model_dump()) if not isinstance(value, str) else value or "''"
-        words = [w for w in get_args(field.annotation) if isinstance(w, str)]
+        words = [w for w in get_args(field.annotation) if isinstance(w, str) and w]
         said = (field.description or "").replace("|", "\\|")
         knows = f"one of {', '.join(words)}" if words else ""
         rows.append(f"| `{prefix}{name}` | `{shown}` | {'; '.join(filter(None, (said, knows)))} |")

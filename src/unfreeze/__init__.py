@@ -18,45 +18,68 @@ if TYPE_CHECKING:
     from unfreeze.core.runs import open_run as open
     from unfreeze.core.tables import Photos, findings_table
     from unfreeze.data.checks import check
+    from unfreeze.data.faces import Faces, faces
     from unfreeze.data.people import make_people
     from unfreeze.data.readers import read
+    from unfreeze.deliver.eda import write_eda
     from unfreeze.deliver.explain import explain
     from unfreeze.deliver.export import export
     from unfreeze.deliver.report import write_report
     from unfreeze.deliver.submission import write_submission
+    from unfreeze.deliver.web.server import serve_review as review
     from unfreeze.learn.classifier import Classifier, load
-    from unfreeze.learn.crossval import fit
     from unfreeze.model.inspect import inspect
+    from unfreeze.study.advise import advise
+    from unfreeze.study.against import against
+    from unfreeze.study.auto import fit
+    from unfreeze.study.balancing import compare_balance
+    from unfreeze.study.label_models import compare_labels
+    from unfreeze.study.suspects import suspects
 
 # Public name -> where it lives. Loaded when first used, so that `import unfreeze` costs nothing.
 _HOMES = {
+    "advise": "unfreeze.study.advise",
     "Classifier": "unfreeze.learn.classifier",
+    "Faces": "unfreeze.data.faces",
     "Photos": "unfreeze.core.tables",
     "Recipe": "unfreeze.core.recipe",
     "Run": "unfreeze.core.runs",
     "UnfreezeError": "unfreeze.core.errors",
+    "against": "unfreeze.study.against",
     "check": "unfreeze.data.checks",
+    "compare_balance": "unfreeze.study.balancing",
+    "compare_labels": "unfreeze.study.label_models",
     "explain": "unfreeze.deliver.explain",
     "export": "unfreeze.deliver.export",
+    "faces": "unfreeze.data.faces",
     "findings_table": "unfreeze.core.tables",
-    "fit": "unfreeze.learn.crossval",
+    "fit": "unfreeze.study.auto",
     "inspect": "unfreeze.model.inspect",
     "load": "unfreeze.learn.classifier",
     "make_people": "unfreeze.data.people",
     "open": "unfreeze.core.runs:open_run",
     "read": "unfreeze.data.readers",
+    "review": "unfreeze.deliver.web.server:serve_review",
+    "suspects": "unfreeze.study.suspects",
+    "write_eda": "unfreeze.deliver.eda",
     "write_report": "unfreeze.deliver.report",
     "write_submission": "unfreeze.deliver.submission",
 }
 __all__ = [
     "Classifier",
+    "Faces",
     "Photos",
     "Recipe",
     "Run",
     "UnfreezeError",
+    "advise",
+    "against",
     "check",
+    "compare_balance",
+    "compare_labels",
     "explain",
     "export",
+    "faces",
     "findings_table",
     "fit",
     "inspect",
@@ -64,6 +87,9 @@ __all__ = [
     "make_people",
     "open",
     "read",
+    "review",
+    "suspects",
+    "write_eda",
     "write_report",
     "write_submission",
 ]

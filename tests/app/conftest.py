@@ -30,7 +30,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def fit_command(photos: Path) -> list[str]:
     """The command that made `fitted`, without its --run."""
-    return ["fit", str(photos), "--group-regex", GROUP_REGEX, "--quality", "fast", "--folds", "3"]
+    words = ["--group-regex", GROUP_REGEX, "--strategy", "probe", "--quality", "fast", "--folds", "3"]
+    return ["fit", str(photos), *words]
 
 
 @pytest.fixture(scope="session")

@@ -27,4 +27,5 @@ def test_demo_with_few_people(cli: Callable[..., Answer]) -> None:
     assert submission["ans"].between(0, 17).all() and pd.api.types.is_integer_dtype(submission["ans"])
     assert Path("here/run/report.html").stat().st_size > 10_000
     # What the report says to repeat is a command that would do it again.
-    assert uf.open("here/run").info["command"].startswith("unfreeze fit here/photos --run here/run --compare-random")
+    said = uf.open("here/run").info["command"]
+    assert said.startswith("unfreeze fit here/photos --run here/run --strategy probe --compare-random")

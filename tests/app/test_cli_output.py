@@ -178,7 +178,13 @@ def test_check_fails_on_what_was_asked(photos: Path, tmp_path: Path, cli: Cli) -
     class_folders(tmp_path / "p", 1, 1)
     assert cli("check", tmp_path / "p", "--fail-on", "error").code == 1
     assert cli("check", tmp_path / "p").code == 0
-    assert cli("check", photos, "--fail-on", "info").code == 0
+    assert cli("check", photos, "--fail-on", "error").code == 0
+    assert cli("check", photos, "--fail-on", "warning").code == 1  # the colour of the border tells the class
+    for number, name in enumerate(("one", "two")):  # nothing tells these apart
+        (tmp_path / "alike" / name).mkdir(parents=True)
+        for photo in range(12):
+            draw(0, photo, 0, seed=number + 1).save(tmp_path / "alike" / name / f"{photo}.jpg", quality=90)
+    assert cli("check", tmp_path / "alike", "--fail-on", "info").code == 0
 
 
 # --- photos that cannot be read -----------------------------------------------------------------------------------
@@ -189,7 +195,8 @@ def test_a_corrupt_photo_is_a_finding_in_fit_and_a_row_in_predict(tmp_path: Path
     whole = (root / "red" / "g000_0.jpg").read_bytes()
     (root / "red" / "g077_0.jpg").write_bytes(whole[: len(whole) // 2])
     (root / "red" / "g078_0.jpg").write_bytes(b"")
-    answer = cli("fit", root, "--group-regex", GROUP_REGEX, "--quality", "fast", "--folds", "2", "--run", "r")
+    words = ("--strategy", "probe", "--quality", "fast")
+    answer = cli("fit", root, "--group-regex", GROUP_REGEX, *words, "--folds", "2", "--run", "r")
     assert answer.code == 0
     assert "g077_0.jpg" in answer.err
     findings = pd.read_json("r/findings.json")
@@ -279,7 +286,7 @@ def competition(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_submission_of_the_competition(competition: Path, cli: Cli) -> None:
-    answer = cli("fit", competition, "--quality", "fast", "--folds", "3", "--run", "r")
+    answer = cli("fit", competition, "--strategy", "probe", "--quality", "fast", "--folds", "3", "--run", "r")
     assert answer.code == 0, answer.err
     template = competition / "eval" / "info.csv"
     answer = cli("predict", "r", competition / "eval" / "images", "--template", template)
@@ -298,7 +305,7 @@ def test_a_photo_that_cannot_be_read_gets_the_commonest_class(competition: Path,
     root = shutil.copytree(competition, tmp_path / "c")
     victim = sorted((root / "eval" / "images").iterdir())[0]
     victim.write_bytes(b"x")
-    assert cli("fit", root, "--quality", "fast", "--folds", "3", "--run", "r").code == 0
+    assert cli("fit", root, "--strategy", "probe", "--quality", "fast", "--folds", "3", "--run", "r").code == 0
     answer = cli("predict", "r", root / "eval" / "images", "--template", root / "eval" / "info.csv", "--json")
     assert answer.code == 0
     assert json.loads(answer.out)["errors"] == 1

@@ -234,4 +234,4 @@ def test_a_budget_is_kept_and_told(source: Path, cli: Cli) -> None:
 def test_compare_random_is_for_probes(source: Path, cli: Cli) -> None:
     answer = cli(*command("late", source, "run", "--compare-random", "--set", "train.epochs=1", "--folds", "2"))
     assert answer.code == 0, answer.err
-    assert "shown for strategy probe only" in answer.err
+    assert "shown where all folds are probes" in answer.err

@@ -26,8 +26,8 @@ from unfreeze.core.runs import (
 )
 from unfreeze.core.tables import Finding, Photos
 
-RECIPE = Recipe()
-OTHER = Recipe(seed=1)
+RECIPE = Recipe(strategy="probe")
+OTHER = Recipe(strategy="probe", seed=1)
 
 
 @pytest.fixture
@@ -271,6 +271,7 @@ def test_default_folder_is_the_same_for_the_same_command(tmp_path):
     recipe = RECIPE.replace(**{"source.path": str(tmp_path / "pets")})
     assert default_folder(recipe) == default_folder(recipe)
     assert default_folder(recipe).name.startswith("pets-probe-")
+    assert default_folder(recipe.replace(strategy="auto")).name.startswith("pets-auto-")
     assert default_folder(recipe) != default_folder(recipe.replace(seed=1))
 
 

@@ -26,6 +26,7 @@ def probe_run(probe_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> R
 
     recipe = Recipe().replace(
         **{
+            "strategy": "probe",
             "source.group_regex": GROUP_REGEX,
             "image.size": 64,
             "engine": "openvino-f32",

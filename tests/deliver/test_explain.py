@@ -53,7 +53,7 @@ def test_the_numbers_are_the_runs(probe_run: Run, new_photos: list[Path]) -> Non
 def test_logits_are_the_folds_mean(probe_run: Run, new_photos: list[Path]) -> None:
     (photo,) = explain(probe_run, new_photos[0]).photos
     classifier = Classifier.load(probe_run)
-    features, _ = module._features(classifier, [str(new_photos[0])], module.Reporter())
+    features, _, _ = module._features(classifier, [str(new_photos[0])])
     rooted = features.rooted(np.array([0]))
     want = np.mean([head.rooted_logits(rooted)[0] for head in classifier.heads], axis=0)
     assert photo.logits is not None

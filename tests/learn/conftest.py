@@ -53,6 +53,7 @@ def make_photos(root, n=36, tests=6, seed=0) -> Photos:
 
 RECIPE = Recipe().replace(
     **{
+        "strategy": "probe",
         "image.size": 64,
         "engine": "openvino-f32",
         "folds.count": 3,

@@ -43,7 +43,7 @@ def test_the_main_job(name: str, tmp_path: Path) -> None:
     regex, least = SETS[name]
     source = slice_of(name, tmp_path / "photos")
     changes = {"source.path": str(source), "source.group_regex": regex, "folds.count": 3, **QUALITIES["fast"]}
-    recipe = uf.Recipe().replace(**changes)
+    recipe = uf.Recipe(strategy="probe").replace(**changes)
     photos = uf.read(source, recipe.source)
     run = uf.fit(photos, recipe, tmp_path / "run")
     scores = run.scores()["out_of_fold"]

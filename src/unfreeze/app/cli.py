@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from unfreeze.app import delivering, demo, fitting, looking, modelling
+from unfreeze.app import advising, attributes, balancing, delivering, demo, fitting, labelling, looking, modelling
 from unfreeze.app.console import complain
 from unfreeze.core.errors import UnfreezeError
 
@@ -33,12 +33,17 @@ app = typer.Typer(
 for command in (
     demo.demo,
     looking.check,
+    advising.advise,
     fitting.fit,
     fitting.predict,
     looking.scores,
     looking.report,
     delivering.export,
     delivering.explain,
+    balancing.compare_balance,
+    attributes.compare_labels,
+    labelling.suspects,
+    labelling.review,
     looking.runs,
     modelling.models,
     modelling.inspect,

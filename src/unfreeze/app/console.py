@@ -103,6 +103,12 @@ def scored(score: dict[str, float]) -> str:
     return f"{number(score['value'])} ({number(score['low'])}–{number(score['high'])})"
 
 
+def changed(value: float, low: float, high: float) -> str:
+    """`+0.021 (-0.003 to +0.045) ?`: a difference and its interval; ? where that holds 0, so that it may be chance."""
+    told = low > 0 or high < 0
+    return f"{value:+.3f} ({low:+.3f} to {high:+.3f}){'' if told else ' ?'}"
+
+
 def number(value: float) -> str:
     """Three decimals, without the zero before the point where there is one."""
     return f"{value:.3f}".removeprefix("0") if 0 <= value < 1 else f"{value:.3f}"

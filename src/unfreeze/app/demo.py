@@ -61,8 +61,9 @@ def demo(
 
     # With few people a class has fewer of them than the usual folds.
     folds = min(Recipe().folds.count, int(checked.table.groupby("label")["unit"].nunique().min()))
-    recipe = Recipe().replace(**{"source.path": str(photos_folder), "seed": seed, "folds.count": folds})
-    typed = ["unfreeze", "fit", str(photos_folder), "--run", str(run_folder), "--compare-random"]
+    changes = {"source.path": str(photos_folder), "seed": seed, "folds.count": folds}
+    recipe = Recipe(strategy="probe").replace(**changes)
+    typed = ["unfreeze", "fit", str(photos_folder), "--run", str(run_folder), "--strategy", "probe", "--compare-random"]
     typed += ["--folds", str(folds)] if folds != Recipe().folds.count else []
     typed += ["--seed", str(seed)] if seed else []
     _step(shlex.join(typed))

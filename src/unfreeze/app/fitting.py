@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from unfreeze.app.console import emit_json, number, reporter, say, scored, show, then, warn
+from unfreeze.app.judged import verdicts_said
 from unfreeze.core.errors import RecipeError, TemplateError, nearest
 from unfreeze.core.recipe import QUALITIES, Recipe, Source, parse_assignments, read_recipe
 
@@ -93,8 +94,8 @@ def fit(
     strategy: Annotated[
         str | None,
         typer.Option(
-            help="probe (default): frozen backbone, linear head. late: its last stages train too. full: all trains. "
-            "scratch: from nothing.",
+            help="auto (default): what a race inside the training folds shows to be best. probe: frozen backbone, "
+            "linear head. late: its last stages train too. full: all trains. scratch: from nothing.",
             metavar="NAME",
         ),
     ] = None,
@@ -108,6 +109,9 @@ def fit(
     backbone: Annotated[str | None, typer.Option(help="A name from `unfreeze models`.", metavar="NAME")] = None,
     weights: Annotated[
         str | None, typer.Option(help="A weights file for the backbone, or none: untrained.", metavar="FILE|none")
+    ] = None,
+    verdicts: Annotated[
+        Path | None, typer.Option(help="Obey what `unfreeze review` wrote: relabel, exclude.", metavar="FILE")
     ] = None,
     budget: Annotated[
         str | None, typer.Option(help="Time for training all folds: 90s, 10m, 1h30m.", metavar="TIME")
@@ -136,10 +140,12 @@ def fit(
     options |= {"strategy": strategy, "backbone": backbone, "folds.count": folds, "seed": seed, "train.budget": budget}
     if weights:  # the recipe's file is to be found from any folder
         options["weights"] = "none" if weights == "none" else str(Path(weights).expanduser().absolute())
+    if verdicts:
+        options["source.verdicts"] = str(verdicts.expanduser().absolute())
     chosen = make_recipe(recipe, quality, set_, options)
     from unfreeze.data.readers import read
     from unfreeze.deliver.report import write_report
-    from unfreeze.learn.crossval import fit as fit_photos
+    from unfreeze.study.auto import fit as fit_photos
 
     voice = reporter(json)
     photos = read(source, chosen.source)
@@ -171,6 +177,7 @@ def _print_scores(scores: dict[str, Any]) -> None:
     rows = [["out of fold", *(scored(oof[k]) for k in ("macro_f1", "accuracy", "log_loss"))]]
     others = [("test split", scores.get("test")), ("split photo by photo", scores.get("random_split"))]
     others += [("the probe it began from", scores.get("beside", {}).get("probe"))]
+    others += [(f"its {name} alone", found) for name, found in scores.get("parts", {}).items()]
     for name, found in others:
         if found:
             rows.append([name, *(scored(found[k]) for k in ("macro_f1", "accuracy", "log_loss"))])
@@ -192,6 +199,8 @@ def _print_scores(scores: dict[str, Any]) -> None:
             f"Training changed macro F1 by {gain['value']:+.3f} against the probe "
             f"(95 % between {gain['low']:+.3f} and {gain['high']:+.3f}{sure})."
         )
+    if judged := scores.get("verdicts"):
+        say(verdicts_said(judged))
     worst = min(oof["per_class"], key=lambda c: c["f1"]["value"])
     say(
         f"On groups it has not seen it is right in {oof['accuracy']['value']:.1%} of photos; "

@@ -52,7 +52,7 @@ def content_key(data: bytes) -> tuple[int, int]:
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
 
 
-KINDS = ("looks", "features", "engines", "rotations", "cards", "pixels", "activations", "plans")
+KINDS = ("looks", "features", "engines", "rotations", "cards", "pixels", "activations", "plans", "faces", "trials")
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,10 @@ class BackboneError(UnfreezeError):
     """A backbone or its weights are unknown, absent or not what they claim to be."""
 
 
+class DetectorError(UnfreezeError):
+    """A face detector or its weights are unknown or not what they claim to be."""
+
+
 class EngineError(UnfreezeError):
     """No engine can run the backbone here."""
 
@@ -68,6 +72,10 @@ class RunError(UnfreezeError):
 
 class TemplateError(UnfreezeError):
     """A submission does not match its template."""
+
+
+class VerdictsError(UnfreezeError):
+    """A file of verdicts cannot be read, or names a verdict or class that does not exist."""
 
 
 class MissingExtraError(UnfreezeError):

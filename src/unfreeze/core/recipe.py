@@ -7,9 +7,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from unfreeze.core.errors import RecipeError, nearest
+
+# The crop that is a square around the largest face instead of a share of the photo.
+FACE = "face"
+
+
+def _crop(value: Any) -> Any:
+    if value == FACE or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1):
+        return value
+    raise PydanticCustomError("crop", "write a share from 0 to 1, or 'face'")
+
+
+Crop = Annotated[float | Literal["face"], BeforeValidator(_crop)]
 
 
 class Section(BaseModel):
@@ -29,14 +42,25 @@ class Source(Section):
     group_regex: str = Field(default="", description="the group from the path, by `(?P<group>...)`")
     split: str = Field(default="", description="split column; 'none' pools every given split")
     root: str = Field(default="", description="folder that the table's paths start from")
+    verdicts: str = Field(default="", description="a file of verdicts on photos that the fit obeys")
 
 
 class Image(Section):
     """How a photo becomes the network's input. 0 or empty text: what the backbone was trained with."""
 
     size: int = Field(default=0, ge=0, le=2048, description="side of the square input, pixels")
-    crop: float = Field(default=0.0, ge=0.0, le=1.0, description="share of the resized short side that is kept")
+    crop: Crop = Field(
+        default=0.0,
+        description="share of the resized short side that is kept; face: the square around the largest face, or the "
+        "photo's whole centre square where no face is found",
+    )
     squash: bool = Field(default=False, description="press the whole photo into the square instead of cropping it")
+    margin: float = Field(
+        default=0.3, ge=0.0, le=5.0, description="crop face: share of the face's longer side added on each side"
+    )
+    detector: str = Field(
+        default="retinaface", description="crop face: what finds faces, by name, or an .onnx file like RetinaFace's"
+    )
     max_megapixels: float = Field(default=178.0, gt=0, description="photos with more pixels are refused as bombs")
 
 
@@ -49,14 +73,15 @@ class Folds(Section):
 
 
 class Input(Section):
-    """A candidate input of the race: 0 or empty text as in Image and Recipe.
+    """A candidate input of the race: 0 or empty text as in Image and Recipe; all are cut as image.crop = 'face' says,
+    unless squashed.
 
     backbone 'here': each network of the short list of `unfreeze models` whose weights are on this machine.
     """
 
     backbone: str = ""
     size: int = Field(default=0, ge=0, le=2048)
-    crop: float = Field(default=0.0, ge=0.0, le=1.0)
+    crop: Crop = 0.0
     squash: bool = False
 
 
@@ -73,9 +98,6 @@ class Probe(Section):
         min_length=1,
         description="inverse L2 penalties tried (scikit-learn's C, for features of mean square norm 1)",
     )
-    class_weight: float = Field(
-        default=0.5, ge=0.0, le=1.0, description="power of the inverse class frequency; 0 is off"
-    )
     max_gigabytes: float = Field(
         default=0.0,
         ge=0,
@@ -85,6 +107,69 @@ class Probe(Section):
         default=(), description="inputs that race inside each training fold, alone and in pairs; none: image.*"
     )
     race_minutes: float = Field(default=3.0, gt=0, description="inputs that would outlast this are left out")
+
+
+class Added(Section):
+    """New rows of a class: chosen photos are learnt from in these views as well. Short: 'LABEL:PER_GROUP:VIEW,VIEW'.
+
+    label: a class, a pattern with *, or 'minority': each class with fewer photos than the median class. per_group: so
+    many photos of each group and class are chosen; 0: all.
+    """
+
+    label: str = Field(min_length=1)
+    per_group: int = Field(default=0, ge=0)
+    views: tuple[str, ...] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        parts = value.rsplit(":", 2)  # a class may have a colon in its name
+        if len(parts) < 3 or not parts[1].strip().isdecimal():
+            raise ValueError("write it as LABEL:PHOTOS_A_GROUP:VIEW,VIEW, as in incorrect:3:rotate-10,rotate+10")
+        return {"label": parts[0], "per_group": int(parts[1]), "views": [v.strip() for v in parts[2].split(",")]}
+
+
+class Balance(Section):
+    """What is done for classes with few photos: the one place for it, whatever trains."""
+
+    sampling: Literal["none", "over", "under", "sqrt"] = Field(
+        default="none",
+        description="rows that are learnt from: all once; small classes repeated up to the largest; large ones cut to "
+        "the smallest; shares by the square root of the count",
+    )
+    loss: Literal["", "ce", "weighted", "focal", "logit-adjusted", "soft-f1"] = Field(
+        default="",
+        description="ce is cross entropy without weights; '': weighted by the power .5 in a probe and what starts from "
+        "it, if nothing is sampled, else ce",
+    )
+    power: float = Field(
+        default=-1.0,
+        ge=-1,
+        le=1,
+        description="power of the inverse class frequency in `weighted` and ''; -1: 1 in `weighted`, .5 in ''",
+    )
+    add: tuple[Added, ...] = Field(
+        default=(),
+        description="new rows, as `incorrect:3:rotate-10,rotate+10`: three photos of each group in that class, turned; "
+        "views are rotate, brightness, crop and flip",
+    )
+
+    @field_validator("add", mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str | dict) else value
+
+
+class Labels(Section):
+    """How labels that combine several attributes are learnt."""
+
+    model: Literal["joint", "parts", "both"] = Field(
+        default="joint",
+        description="of several label columns: one head over their combinations; a head for each column, whose "
+        "probabilities are multiplied; or the average of the two",
+    )
 
 
 class Train(Section):
@@ -131,15 +216,6 @@ class Train(Section):
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps over which the rate rises")
     clip: float = Field(default=1.0, ge=0, description="largest norm of the gradient; 0: off")
     ema: float = Field(default=0.0, ge=0, lt=1, description="decay of the average of weights and buffers; 0: off")
-    loss: Literal["ce", "weighted", "focal", "logit-adjusted", "soft-f1"] = Field(
-        default="ce", description="ce is cross entropy"
-    )
-    class_weight: float = Field(
-        default=-1.0,
-        ge=-1,
-        le=1,
-        description="power of the inverse class frequency in `ce`; -1: as the probe it starts from",
-    )
     auxiliary: float = Field(default=-1.0, ge=-1, description="weight of auxiliary heads' losses; -1: the paper's")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of a label spread over all classes")
     mixup: float = Field(default=0.0, ge=0, description="alpha of the Beta distribution; 0: off")
@@ -155,9 +231,6 @@ class Train(Section):
     )
     ensemble: bool = Field(
         default=False, description="probabilities are averaged with those of the probe it starts from"
-    )
-    sampler: Literal["all", "over", "under"] = Field(
-        default="all", description="photos of an epoch: all once; small classes repeated; large ones cut"
     )
     augment: Literal["off", "flip", "light", "standard", "strong"] = Field(
         default="standard",
@@ -192,11 +265,29 @@ QUALITIES: dict[str, dict[str, Any]] = {
 }
 
 
+class Advise(Section):
+    """The race of strategy auto and of `unfreeze advise`."""
+
+    candidates: tuple[Literal["probe", "late", "full", "scratch"], ...] = Field(
+        default=("probe", "late", "full", "scratch"), min_length=1, description="strategies that are tried"
+    )
+    boundaries: tuple[str, ...] = Field(
+        default=(),
+        max_length=4,
+        description="late also races from these stages on, as in train.unfreeze: last:3, blocks.4-",
+    )
+    budget: str = Field(
+        default="", description="time for the race, as 90s or 10m; '': a tenth of a full fit, a minute or two at least"
+    )
+
+
 class Recipe(Section):
     """Every choice of a run. `Recipe()` is a sane default; `replace` makes a changed copy."""
 
-    strategy: Literal["probe", "late", "full", "scratch"] = Field(
-        default="probe", description="what trains: a head, the last stages, everything, or everything from nothing"
+    strategy: Literal["auto", "probe", "late", "full", "scratch"] = Field(
+        default="auto",
+        description="what trains: a head, the last stages, everything, or everything from nothing; auto: what a race "
+        "inside the training folds has shown to be best",
     )
     backbone: str = Field(default="tf_efficientnet_lite0", description="a name from `unfreeze models`")
     weights: str = Field(default="", description="'': pretrained; 'none': untrained; else a .pth or .safetensors file")
@@ -209,6 +300,9 @@ class Recipe(Section):
     folds: Folds = Folds()
     probe: Probe = Probe()
     train: Train = Train()
+    balance: Balance = Balance()
+    labels: Labels = Labels()
+    advise: Advise = Advise()
 
     def replace(self, **changes: Any) -> Recipe:
         """A copy with dotted keys changed: `recipe.replace(**{"image.size": 192, "seed": 1})`."""

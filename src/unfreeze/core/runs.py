@@ -34,11 +34,22 @@ _FILES = [
     "environment.json",
     "report.html",
     "log.jsonl",
+    "advice.json",
+    "suspects.json",
     ".lock",
 ]
 _FOLD = re.compile(r"fold-[0-9]+")
 # What write_whole leaves behind if the process is killed in the middle of it.
 _TEMPORARY = re.compile(rf"\.({'|'.join(map(re.escape, _FILES))}|[a-z]+\.safetensors)\.[0-9a-f]{{8}}\.tmp(\.[a-z]+)?")
+
+
+@dataclass(frozen=True)
+class Member:
+    """Folds of a run that were learnt alike: what was asked for them, and what prediction must know."""
+
+    folds: tuple[int, ...]
+    recipe: Recipe
+    info: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,27 @@ class Run:
     def classes(self) -> tuple[str, ...]:
         """Every class, in the order of all probability columns."""
         return tuple(self.info["classes"])
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """One for all folds, unless strategy auto chose differently for some. RunError where run.json is damaged."""
+        if self.recipe.strategy != "auto":
+            return (Member(tuple(range(self.recipe.folds.count)), self.recipe, self.info),)
+        try:
+            members = tuple(
+                Member(tuple(map(int, m["folds"])), self.recipe.replace(**m["changes"]), {**self.info, **m["info"]})
+                for m in self.info["members"]
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RunError(f"{self.path}: run.json is damaged (members: {error}); fit the run again.") from None
+        if sorted(k for m in members for k in m.folds) != list(range(self.recipe.folds.count)):
+            raise RunError(f"{self.path}: run.json is damaged (members lack folds); fit the run again.")
+        return members
+
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """What was done: the recipe's strategy, or those that strategy auto chose."""
+        return tuple(dict.fromkeys(member.recipe.strategy for member in self.members))
 
     def scores(self) -> dict[str, Any]:
         """scores.json: `out_of_fold` as judge.metrics gives it, `folds`, and `test` or `random_split` if there."""

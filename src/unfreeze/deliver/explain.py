@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unfreeze.core.errors import SourceError
+from unfreeze.core.errors import SourceError, listed
 from unfreeze.core.progress import Reporter
 from unfreeze.core.runs import Run
 from unfreeze.core.tables import Photos, probability_columns
+from unfreeze.data.face_boxes import box_of
+from unfreeze.data.images import Box
 from unfreeze.data.listing import list_images
 from unfreeze.data.looks import look
 from unfreeze.learn.classifier import Classifier
@@ -45,7 +47,8 @@ class Explained:
 
     base, cells and whole (of features that have no place, such as class tokens) sum to the logits, class by class.
     runner_up: the second most probable class. trained_on: the run was fitted on this very content, so that its
-    prediction says nothing of new photos. error: why there is nothing.
+    prediction says nothing of new photos. square: what was seen of it where that is the square around a face, as shares
+    of its width and height. error: why there is nothing.
     """
 
     path: str
@@ -58,6 +61,7 @@ class Explained:
     maps: tuple[dict[str, Any], ...] = ()
     neighbours: tuple[Neighbour, ...] = ()
     trained_on: bool = False
+    square: Box | None = None
 
     def margin(self) -> float:
         """Logit of the predicted class less that of the runner-up."""
@@ -116,8 +120,9 @@ def explain(
     Raises SourceError if there are no photos, too many, or none can be read; RunError as `uf.load` does.
     """
     classifier = run if isinstance(run, Classifier) else Classifier.load(run)
-    if not hasattr(classifier, "heads") or classifier.run.recipe.strategy != "probe":
-        raise SourceError(f"{classifier.run.path}: a {classifier.run.recipe.strategy} run; explain takes probe runs.")
+    if not hasattr(classifier, "heads") or classifier.run.strategies != ("probe",):
+        did = listed(classifier.run.strategies)
+        raise SourceError(f"{classifier.run.path}: a {did} run; explain takes probe runs.")
     reporter = reporter or Reporter()
     paths = _listed(images)
     predicted = classifier.predict(paths, reporter=reporter)
@@ -125,7 +130,7 @@ def explain(
     good = [i for i, error in enumerate(errors) if not error]
     if not good:
         raise SourceError(f"none of the {len(paths)} photo(s) can be read: {paths[0]}: {errors[0]}.")
-    features, hashes = _features(classifier, [paths[i] for i in good], reporter)
+    features, hashes, squares = _features(classifier, [paths[i] for i in good])
     training = _Training.of(classifier)
     rows = np.arange(len(good))
     maps = contributions(
@@ -141,7 +146,8 @@ def explain(
     near = training.near(features, rows, hashes, neighbours) if training else [((), False)] * len(good)
     explained: list[Explained] = [Explained(path, error) for path, error in zip(paths, errors, strict=True)]
     for row, place in enumerate(good):
-        explained[place] = _explained(classifier, paths[place], maps, row, probabilities[row], *near[row])
+        seen = box_of(squares, row)
+        explained[place] = _explained(classifier, paths[place], maps, row, probabilities[row], *near[row], seen)
     found = Explanation(
         classifier.run,
         tuple(
@@ -150,6 +156,7 @@ def explain(
                 "size": g.preprocessing.size,
                 "crop": g.preprocessing.crop,
                 "squash": g.preprocessing.squash,
+                "face": bool(g.preprocessing.face),
                 "grid": g.taps.grid,
             }
             for g in classifier.graphs
@@ -215,6 +222,7 @@ def _explained(
     probabilities: NDArray[np.float64],
     neighbours: tuple[Neighbour, ...],
     trained_on: bool,
+    square: Box | None,
 ) -> Explained:
     classes = classifier.run.classes
     first, second = np.argsort(-probabilities, kind="stable")[:2]
@@ -241,6 +249,7 @@ def _explained(
         ),
         neighbours=neighbours,
         trained_on=trained_on,
+        square=square,
     )
 
 
@@ -258,8 +267,8 @@ def _listed(images: str | Path | Sequence[str | Path]) -> list[str]:
     return paths
 
 
-def _features(classifier: Classifier, paths: list[str], reporter: Reporter) -> tuple[JoinedFeatures, list[str]]:
-    """Features of photos that were just predicted: from the cache, with the run's own views; and content hashes."""
+def _features(classifier: Classifier, paths: list[str]) -> tuple[JoinedFeatures, list[str], NDArray[np.float64] | None]:
+    """Of photos that were just predicted: features by the run's own views, from the cache, content hashes, squares."""
     import pandas as pd
 
     run = classifier.run
@@ -267,12 +276,12 @@ def _features(classifier: Classifier, paths: list[str], reporter: Reporter) -> t
     table = pd.DataFrame({"path": paths, "label": run.classes[0], "group": paths, "split": "test"})
     photos = Photos(table, Path(), run.classes, tuple(run.info["answers"]), (), "images", "")
     looks = look(photos, limit)
-    parts = []
+    files, reporter, parts = photos.files(), Reporter(), []
+    squares = classifier.squares(files, looks.keys, looks.readable, reporter)
     for graph in classifier.graphs:
-        part = compute_features(
-            photos.files(), looks.keys, looks.readable, graph, run.recipe.probe.views, run.recipe.engine, limit
-        )
+        views, wish = run.recipe.probe.views, run.recipe.engine
+        part = compute_features(files, looks.keys, looks.readable, graph, views, wish, limit, reporter, squares)
         parts.append(part)
         if part.failed or not looks.readable.all():
             raise SourceError(f"{paths[0]}: the photos changed while they were read; run the same command again.")
-    return JoinedFeatures(tuple(parts)), looks.hashes()
+    return JoinedFeatures(tuple(parts)), looks.hashes(), squares

@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 
 from unfreeze.core.errors import PhotoError
 from unfreeze.core.files import write_whole
-from unfreeze.data.images import decode_sized, read_bytes
+from unfreeze.data.images import Box, decode_sized, read_bytes
 from unfreeze.deliver.explain import Explained, Explanation
 from unfreeze.deliver.pages import stylesheet, templates
 from unfreeze.deliver.plots import clipped, number
 from unfreeze.deliver.thumbnails import thumbnails
 
 SIDE = 360
-# Title, crop (negative: of both sides, where photos are pressed into the square) and cells of a map.
-Frame = tuple[str, float, NDArray[np.float64]]
+# What of a photo a map lies on: a crop (negative: of both sides, where photos are pressed into the square), or a box.
+Place = float | Box
+# Title, place and cells of a map.
+Frame = tuple[str, Place, NDArray[np.float64]]
 _FAINT = 0.05  # cells under this share of the strongest carry no number
 
 
@@ -64,8 +66,8 @@ def _photo(photo: Explained, found: Explanation) -> dict[str, Any]:
         "margin": photo.margin(),
         "start": photo.start(),
         "figures": [
-            {"title": title, "total": float(cells.sum()), "svg": _overlay(picture, size, crop, cells, strongest, photo)}
-            for title, crop, cells in frames
+            {"title": title, "total": float(cells.sum()), "svg": _overlay(picture, size, at, cells, strongest, photo)}
+            for title, at, cells in frames
         ],
         "bars": _bars(photo, found),
         "placeless": _signed(sum(photo.placeless(block) for block in photo.maps)),
@@ -74,14 +76,15 @@ def _photo(photo: Explained, found: Explanation) -> dict[str, Any]:
 
 
 def _frames(photo: Explained, found: Explanation) -> list[Frame]:
-    """Title, crop and cells of each map: blocks that lie on the same cells of the photo are summed."""
-    summed: dict[tuple[float, int], NDArray[np.float64]] = {}
-    titles: dict[tuple[float, int], list[str]] = {}
+    """Title, place and cells of each map: blocks that lie on the same cells of the photo are summed."""
+    summed: dict[tuple[Place, int], NDArray[np.float64]] = {}
+    titles: dict[tuple[Place, int], list[str]] = {}
     for block in photo.maps:
         about = found.inputs[block["input"]]
         if not any(np.any(cells) for cells in block["classes"].values()):
             continue  # a stage that leaves no map
-        place = (float(about["crop"]) * (-1 if about["squash"] else 1), int(block["grid"]))
+        crop: Place = float(about["crop"]) * (-1 if about["squash"] else 1)
+        place = (photo.square if about["face"] and photo.square else crop, int(block["grid"]))
         summed[place] = summed.get(place, 0) + photo.contrast(block)
         if about["title"] not in titles.setdefault(place, []):
             titles[place].append(about["title"])
@@ -120,12 +123,17 @@ def _picture(path: str, limit: int) -> tuple[str, tuple[int, int]]:
 
 
 def _overlay(
-    picture: str, size: tuple[int, int], crop: float, cells: NDArray[np.float64], strongest: float, photo: Explained
+    picture: str, size: tuple[int, int], place: Place, cells: NDArray[np.float64], strongest: float, photo: Explained
 ) -> Markup:
     """The photo under its cells: blue speaks for the predicted class, orange for the runner-up."""
     width, height = size
-    wide, high = (-width * crop, -height * crop) if crop < 0 else (min(width, height) * crop,) * 2
-    left, top, across, down = (width - wide) / 2, (height - high) / 2, wide / len(cells), high / len(cells)
+    if isinstance(place, tuple):
+        left, top = place[0] * width, place[1] * height
+        wide, high = place[2] * width - left, place[3] * height - top
+    else:
+        wide, high = (-width * place, -height * place) if place < 0 else (min(width, height) * place,) * 2
+        left, top = (width - wide) / 2, (height - high) / 2
+    across, down = wide / len(cells), high / len(cells)
     said = f"Photo with a map of {len(cells)} by {len(cells)} cells; the sum is {cells.sum():+.1f} for {photo.label}"
     whole = f'width="{width}" height="{height}"'
     outside = f"M0 0H{width}V{height}H0Z M{left:.1f} {top:.1f}h{wide:.1f}v{high:.1f}h{-wide:.1f}Z"

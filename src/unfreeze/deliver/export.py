@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unfreeze.core.errors import EngineError, MissingExtraError, RunError, SourceError, StorageError, nearest
+from unfreeze.core.errors import EngineError, MissingExtraError, RunError, SourceError, StorageError, listed, nearest
 from unfreeze.core.files import write_whole
 from unfreeze.core.progress import Reporter
 from unfreeze.core.runs import Run, open_run
@@ -86,10 +86,15 @@ def export(
         raise SourceError(f"--views {views}: known are {', '.join(TTA)}.{nearest(views, TTA)}")
     _needs(to)
     classifier = run if isinstance(run, Classifier) else _classifier(run)
+    if classifier.sees_faces:
+        raise RunError(
+            f"{classifier.run.path}: sees the square around each face (image.crop = 'face'), and an exported file "
+            "finds none; predict with `unfreeze predict`, or fit without image.crop and export that run."
+        )
     target = _target(classifier.run, to, out, force)
     files = _check_photos(classifier.run, photos)
     plan = Plan.of(classifier, views)
-    reporter.say(f"Export: {len(plan.graphs)} network(s) and {len(classifier.heads)} folds to {to}.")
+    reporter.say(f"Export: {len(plan.graphs)} network(s) and {classifier.run.recipe.folds.count} folds to {to}.")
     expected = classifier.predict(files, tta=views, reporter=reporter)
     good = (expected["error"] == "").to_numpy()
     if not good.any():
@@ -226,8 +231,8 @@ def _write_pair(target: Path, write: Callable[[Path], None]) -> None:
 
 def _classifier(run: str | Path | Run) -> Classifier:
     found = run if isinstance(run, Run) else open_run(run)
-    if found.recipe.strategy != "probe":
-        raise RunError(f"{found.path}: a {found.recipe.strategy} run; export takes probe runs.")
+    if found.strategies != ("probe",):
+        raise RunError(f"{found.path}: a {listed(found.strategies)} run; export takes probe runs.")
     return Classifier.load(found)
 
 

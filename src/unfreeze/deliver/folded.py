@@ -121,7 +121,7 @@ def metadata(classifier: Classifier, plan: Plan) -> dict[str, str]:
         "classes": json.dumps(list(run.classes), ensure_ascii=False),
         "answers": json.dumps(list(run.info["answers"]), ensure_ascii=False),
         "inputs": json.dumps(inputs, ensure_ascii=False),
-        "output": f"{OUTPUT}: float32 (N, {len(run.classes)}), mean of {len(classifier.heads)} folds, rows sum to 1",
+        "output": f"{OUTPUT}: float32 (N, {len(run.classes)}), mean of {run.recipe.folds.count} folds, rows sum to 1",
         "views": json.dumps(list(plan.views)),
         "backbones": json.dumps(weights, ensure_ascii=False),
         "licence": "; ".join(dict.fromkeys(f"weights of {w['title']}: {w['licence']}" for w in weights.values())),

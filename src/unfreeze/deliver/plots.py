@@ -135,6 +135,25 @@ def bars(key: str, title: str, rows: Sequence[tuple[str, float, str]], *, left: 
     return _svg(key, title, said, 28 * len(rows), body)
 
 
+def gain_bars(key: str, rows: Sequence[tuple[str, Interval]]) -> Markup:
+    """Macro F1 that each thing would add, as bars from 0 with their intervals: rows of (label, gain)."""
+    left, right = 24, 66  # per cent
+    most = max([0.01, *(gain["high"] for _, gain in rows)])
+
+    def at(value: float) -> str:
+        return f"{left + (right - left) * max(value, 0.0) / most:.2f}%"
+
+    body, said = [], []
+    for i, (label, gain) in enumerate(rows):
+        told = f"{gain['value']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})".replace("-", "−")
+        body.append(_text("0", i * 36 + 22, clipped(label, 18), "ink"))
+        body.append(_rect(f"{left}%", i * 36 + 8, f"{max((right - left) * gain['value'] / most, 0.4):.2f}%", 20, "bar"))
+        body.append(_line(at(gain["low"]), at(gain["high"]), i * 36 + 32, "whisker"))
+        body.append(_text("100%", i * 36 + 22, told, "muted small", "end"))
+        said.append(f"{label}: {told}")
+    return _svg(key, "Macro F1 gained if a part were always right", "; ".join(said), 36 * len(rows) + 4, body)
+
+
 def bar(share: float) -> Markup:
     """A bar inside a row that prints its number beside it."""
     inside = _rect("0", 0, _pc(share), 8, "bar")

@@ -16,7 +16,10 @@ from unfreeze.core.files import write_whole
 from unfreeze.core.runs import read_log
 from unfreeze.core.tables import FINDING_COLUMNS, probability_columns
 from unfreeze.deliver import sections
+from unfreeze.deliver.advice_section import read_advice
+from unfreeze.deliver.labels_section import labels, read_suspects
 from unfreeze.deliver.pages import stylesheet, templates
+from unfreeze.deliver.parts_section import parts
 from unfreeze.deliver.plots import bars, seconds
 from unfreeze.deliver.sections import Context, Material
 from unfreeze.deliver.thumbnails import thumbnails
@@ -58,12 +61,14 @@ def read_run(run: Path) -> Material:
         environment=_mapping(run / "environment.json"),
         findings=_findings(run / "findings.json"),
         log=tuple(read_log(run)),
+        suspects=read_suspects(run),
+        advice=read_advice(run),
     )
 
 
 def render(material: Material) -> str:
     """The report's HTML."""
-    environment = templates(glued=_glued)
+    environment = templates(glued=glued)
     script = environment.get_template("report_script.html").render()
     return environment.get_template("report.html").render(
         **_context(material),
@@ -73,8 +78,8 @@ def render(material: Material) -> str:
     )
 
 
-def _glued(text: str) -> str:
-    # A number stays on the line of the word it belongs to.
+def glued(text: str) -> str:
+    """The text with each number on the line of the word that it belongs to."""
     words = r"(\b(?:F1|accuracy|interval|macro|and|by|in|of)|[\d%]) (?=[.\d%]|F1|interval|photos?\b|groups?\b)"
     return re.sub(words, "\\1\u00a0", text)
 
@@ -82,6 +87,7 @@ def _glued(text: str) -> str:
 def _context(material: Material) -> Context:
     data, samples = sections.trained_on(material)
     wrong, mistakes = sections.wrong(material)
+    suspected, doubted = labels(material.suspects, material.scores.get("verdicts"))
     return {
         "name": material.name,
         "info": material.info,
@@ -92,13 +98,16 @@ def _context(material: Material) -> Context:
         "headline": sections.headline(material),
         "data": data,
         "folds": sections.folds(material),
+        "advice": material.advice,
         "training": training(material.info, material.scores, material.log),
+        "parts": parts(material.scores.get("parts"), material.judged),
         "per_class": sections.per_class(material),
         "confusion": sections.confusion(material, set(wrong["pairs"])),
         "wrong": wrong,
+        "labels": suspected,
         "calibration": sections.calibration(material),
         "repeat": _repeat(material),
-        "thumbs": thumbnails(material.root, [*samples, *mistakes]),
+        "thumbs": thumbnails(material.root, [*samples, *mistakes, *doubted]),
     }
 
 

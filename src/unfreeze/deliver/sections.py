@@ -39,6 +39,8 @@ class Material:
     environment: dict[str, Any]
     findings: pd.DataFrame
     log: tuple[dict[str, Any], ...] = ()
+    suspects: dict[str, Any] | None = None
+    advice: Context | None = None
 
     @property
     def classes(self) -> list[str]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unfreeze.core.errors import PhotoError
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -42,6 +44,20 @@ def thumbnails(root: Path, paths: Iterable[str], *, side: int = SIDE, workers: i
             return dict(zip(wanted, made, strict=True))
 
 
+def scaled_jpeg(file: Path, side: int) -> bytes:
+    """A photo as a JPEG whose longer side has at most `side` pixels, upright. PhotoError says why there is none."""
+    from PIL import Image
+
+    try:
+        return _jpeg(file, side, heavy=None)[0]
+    except FileNotFoundError:
+        raise PhotoError(file, "no longer there") from None
+    except Image.DecompressionBombError:
+        raise PhotoError(file, "too large to show") from None
+    except Exception:  # as below: decoders raise nearly anything
+        raise PhotoError(file, "cannot be decoded") from None
+
+
 def _refuse_bombs() -> None:
     # Pillow only warns between one and two times its limit; a thumbnail is not worth that much memory.
     from PIL import Image
@@ -63,7 +79,7 @@ def _thumbnail(root: Path, path: str, side: int) -> Thumbnail:
     return Thumbnail(path, "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii"), width, height)
 
 
-def _jpeg(file: Path, side: int) -> tuple[bytes, int, int]:
+def _jpeg(file: Path, side: int, heavy: int | None = HEAVY) -> tuple[bytes, int, int]:
     from PIL import Image
 
     with Image.open(file) as opened:
@@ -77,7 +93,8 @@ def _jpeg(file: Path, side: int) -> tuple[bytes, int, int]:
         image = _upright(image, opened)
         image = image.convert("RGB")
     data = _encoded(image, QUALITY)
-    return (data if len(data) <= HEAVY else _encoded(image, QUALITY // 2)), image.width, image.height
+    light = heavy is None or len(data) <= heavy
+    return (data if light else _encoded(image, QUALITY // 2)), image.width, image.height
 
 
 def _upright(image: Image.Image, opened: Image.Image) -> Image.Image:

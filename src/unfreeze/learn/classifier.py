@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from unfreeze.core.errors import BackboneError, RunError, SourceError, listed
+from unfreeze.core.errors import BackboneError, DetectorError, RunError, SourceError, listed
 from unfreeze.core.progress import Reporter
 from unfreeze.core.runs import Run, open_run
 from unfreeze.core.tables import Photos, probability_columns
@@ -20,6 +20,7 @@ from unfreeze.data.looks import look
 from unfreeze.learn.probe.features import compute_features
 from unfreeze.learn.probe.heads import LinearHead, predict_folds
 from unfreeze.learn.probe.inputs import JoinedFeatures
+from unfreeze.learn.sight import face_mark, squares_of
 from unfreeze.model.backbones import find_backbone
 from unfreeze.model.graphs import Graph
 from unfreeze.model.taps import Taps
@@ -32,27 +33,49 @@ TTA = {"plain": ("plain",), "flip": ("plain", "flip")}
 
 @dataclass(frozen=True)
 class Classifier:
-    """A finished run, ready to predict. Class order and preprocessing are the run's; nothing is chosen anew."""
+    """A finished run, ready to predict. Class order and preprocessing are the run's; nothing is chosen anew.
+
+    heard: how often each of `tuned` counts where a head counts once; once each if empty.
+    """
 
     run: Run
     heads: tuple[LinearHead, ...]
     graphs: tuple[Graph, ...]
-    tuned: TunedModels | None = None
+    tuned: tuple[TunedModels, ...] = ()
+    heard: tuple[int, ...] = ()
 
     @classmethod
     def load(cls, run: str | Path | Run) -> Classifier:
         """From a run or its folder. RunError if it is unfinished, damaged, or its parts do not fit together."""
         run = run if isinstance(run, Run) else open_run(run)
-        tuned = None
-        if run.recipe.strategy != "probe":
+        members = run.members
+        tuned: list[TunedModels] = []
+        asked: list[int] = []  # folds whose heads answer, alone or beside their network
+        apart: list[int] = []  # those whose parts' heads answer beside
+        lone: list[int] = []  # those for which a head alone speaks
+        for member in members:
+            if member.recipe.strategy == "probe":
+                asked += member.folds
+                both = member.recipe.labels.model == "both"
+                apart += member.folds if both else ()
+                lone += () if both else member.folds
+                continue
             from unfreeze.learn.train.tuned_models import TunedModels
 
-            tuned = TunedModels.load(run)
-            if not tuned.settings.ensemble:
-                return cls(run, (), (), tuned)
+            tuned.append(TunedModels.load(run, member))
+            if tuned[-1].settings.ensemble:
+                asked += member.folds
+        # A fold counts once, whoever speaks for it: where some have two voices, a lone one is heard twice.
+        pairs = bool(apart) or any(t.settings.ensemble for t in tuned)
+        asked += lone if pairs else ()
+        heard = tuple(2 if pairs and not t.settings.ensemble else 1 for t in tuned)
+        if not asked:
+            return cls(run, (), (), tuple(tuned), heard)
         graphs, widths = _graphs(run)
         heads = []
-        for path in run.head_files():
+        files = run.head_files()
+        beside = [files[k].with_name("parts.safetensors") for k in sorted(apart)]
+        for path in (*(files[k] for k in sorted(asked)), *beside):
             head, about = LinearHead.load(path)
             if about["classes"] != run.classes:
                 raise RunError(
@@ -70,7 +93,7 @@ class Classifier:
         # Inputs that lost the race in every fold need not be computed for a prediction.
         used = sorted({i for head in heads for i in head.inputs})
         renumbered = tuple(replace(head, inputs=tuple(used.index(i) for i in head.inputs)) for head in heads)
-        return cls(run, renumbered, tuple(graphs[i] for i in used), tuned)
+        return cls(run, renumbered, tuple(graphs[i] for i in used), tuple(tuned), heard)
 
     def predict(
         self,
@@ -96,25 +119,29 @@ class Classifier:
         looks = look(photos, limit, reporter)
         views = TTA[tta] if tta else self.run.recipe.probe.views
         files, readable = photos.files(), looks.readable.copy()
-        problems, answers = dict(enumerate(looks.problem)), []
+        squares = self.squares(files, looks.keys, readable, reporter)
+        problems, answers = dict(enumerate(looks.problem)), list[NDArray[np.float64]]()
+        shares: list[int] = []  # voices that speak through an answer
         if self.heads:
             wish = self.run.recipe.engine
             parts = [
-                compute_features(files, looks.keys, readable, graph, views, wish, limit, reporter)
+                compute_features(files, looks.keys, readable, graph, views, wish, limit, reporter, squares)
                 for graph in self.graphs
             ]
             features = JoinedFeatures(tuple(parts))
             problems |= features.failed
             readable[list(features.failed)] = False
             answers.append(np.full((len(paths), len(self.run.classes)), np.nan))
+            shares.append(len(self.heads))
             if readable.any():
                 rows = np.flatnonzero(readable)
                 answers[0][rows] = predict_folds(features, list(self.heads), rows)
-        if self.tuned:
-            own, failed = self.tuned.probabilities(files, looks.keys, readable, views, limit, reporter)
+        for tuned, times in zip(self.tuned, self.heard or (1,) * len(self.tuned), strict=True):
+            own, failed = tuned.probabilities(files, looks.keys, readable, views, limit, reporter, squares)
             problems |= failed
             answers.append(own)
-        probabilities: NDArray[np.float64] = np.mean(answers, axis=0)
+            shares.append(times * len(tuned.files))
+        probabilities: NDArray[np.float64] = np.average(answers, axis=0, weights=shares)
         best = [self.run.classes[i] for i in np.nan_to_num(probabilities, nan=-1).argmax(1)]
         head = pd.DataFrame({"path": paths, "label": [None if problems[i] else best[i] for i in range(len(paths))]})
         columns = pd.DataFrame(probabilities, columns=probability_columns(self.run.classes))
@@ -122,6 +149,26 @@ class Classifier:
         place = {path: i for i, path in enumerate(paths)}
         order = [place[path] for path in given]
         return pd.concat([head, columns, errors], axis=1).iloc[order].reset_index(drop=True)
+
+    @property
+    def sees_faces(self) -> bool:
+        """Whether any of its networks is shown the square around the face, and not the photo's centre."""
+        shown = [graph.preprocessing for graph in self.graphs]
+        return any(p.face for p in (*shown, *(tuned.setting.preprocessing for tuned in self.tuned)))
+
+    def squares(
+        self, files: list[Path], keys: NDArray[np.uint64], readable: NDArray[np.bool_], reporter: Reporter
+    ) -> NDArray[np.float64] | None:
+        """What is cut from each photo, float64 (n, 4) as of `compute_features`; None where that is the centre of all.
+
+        files, keys, readable: (n,), from the first look. Found as in training; photos without a face are counted aloud.
+        """
+        found = squares_of(self.run.recipe, files, keys, readable, reporter) if self.sees_faces else None
+        if found is None:
+            return None
+        if found.faceless.any():
+            reporter.say(f"Faces: {found.told()}, as in training.")
+        return found.cut
 
 
 def _graphs(run: Run) -> tuple[list[Graph], list[int]]:
@@ -131,11 +178,13 @@ def _graphs(run: Run) -> tuple[list[Graph], list[int]]:
         try:
             same = written["backbone"] == find_backbone(run.recipe.backbone).name
             backbone = find_backbone(written["backbone"], run.recipe.weights if same else "", run.recipe.seed)
-            preprocessing = backbone.preprocessing.resolved(written["size"], written["crop"], written["squash"])
+            face = face_mark(run.recipe.image) if written.get("face") else ""
+            preprocessing = backbone.preprocessing.resolved(written["size"], written["crop"], written["squash"], face)
             graph = Graph(backbone, preprocessing, Taps.parse(written["stages"], written["grid"]))
             width = int(written["features"])
-        except BackboneError as error:
-            raise RunError(f"{run.path}: its backbone cannot be used here: {error}") from None
+        except (BackboneError, DetectorError) as error:
+            what = "backbone" if isinstance(error, BackboneError) else "face detector"
+            raise RunError(f"{run.path}: its {what} cannot be used here: {error}") from None
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{run.path}: run.json is damaged (inputs: {error}); fit the run again.") from None
         if {**graph.described(), "features": width} != written:

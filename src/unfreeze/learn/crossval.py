@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from unfreeze.core import runs
+from unfreeze.core.attributes import parts_of
 from unfreeze.core.errors import FoldError, listed
 from unfreeze.core.files import write_json
 from unfreeze.core.progress import Reporter
@@ -25,10 +26,16 @@ from unfreeze.data.folds import make_folds
 from unfreeze.data.looks import Looks
 from unfreeze.judge.metrics import confusion_matrix, macro_f1, out_of_fold_scores
 from unfreeze.judge.paired import paired_difference
+from unfreeze.judge.parts import part_scores
+from unfreeze.learn.balance import check_balance
 from unfreeze.learn.environment import environment
-from unfreeze.learn.fitting import Work
+from unfreeze.learn.fitting import Work, added_rows
+from unfreeze.learn.members import Choose, check_strategy, learn
 from unfreeze.learn.probe.inputs import graphs_of
-from unfreeze.learn.probe.probing import probe, split_at_random
+from unfreeze.learn.probe.parts import check_labels, unseen_findings
+from unfreeze.learn.probe.probing import split_at_random
+from unfreeze.learn.sight import check_detector, squares_of, wants_faces
+from unfreeze.learn.verdicts import effect, obey
 
 Labels = NDArray[np.int64]
 _HEADLINES = ("accuracy", "macro_f1", "log_loss")
@@ -44,11 +51,13 @@ def fit(
     command: str = "",
     reporter: Reporter | None = None,
     timings: dict[str, float] | None = None,
+    choose: Choose | None = None,
 ) -> Run:
     """Cross-validates the recipe on the photos and leaves a finished run folder.
 
     run: the folder; by default runs/<source>-<strategy>-<mark of the recipe>. An unfinished run of the same recipe
         is taken up where it was left.
+    choose: what strategy auto asks for each fold's recipe; `unfreeze.fit` gives it (study.auto).
     compare_random: also score a split photo by photo, to show what it would have promised.
     Raises RunError, FoldError, SourceError, BackboneError, EngineError or StorageError; each says what to do.
     """
@@ -57,30 +66,19 @@ def fit(
     spent = dict(timings or {})
     # What the recipe asks for must exist before any work is done for it.
     graphs_of(recipe)
-    if recipe.strategy != "probe":
-        from unfreeze.learn.train.tuned_folds import check_training
-
-        check_training(recipe)
+    check_detector(recipe)
+    check_strategy(recipe, choose)
+    check_balance(recipe)
+    check_labels(recipe, photos)
     folder = Path(run) if run else default_folder(recipe)
     source = recipe.source.path
     command = command or (f"unfreeze fit {source} --run {folder}" if source else f"uf.fit(photos, recipe, '{folder}')")
     runs.refuse(folder, recipe, force)
-    with _clock(spent, "look"):
-        photos, looks = run_checks(photos, int(recipe.image.max_megapixels * 1e6), reporter)
-    with _clock(spent, "folds"):
-        labels = _labels(photos)
-        units = photos.table["unit"].to_numpy(np.int64)
-        folds, findings = _folds(photos, looks, labels, units, recipe, by_group=recipe.folds.by_group)
-        photos = photos.with_table(photos.table.assign(fold=folds), *findings)
-        _tell(photos, reporter)
+    work = prepare(photos, recipe, folder, reporter, spent)
+    photos, looks, labels, units, folds = work.photos, work.looks, work.labels, work.units, work.folds
     with runs.begin(folder, recipe, photos, command, force):
-        work = Work(photos, looks, labels, units, folds, recipe, folder, reporter, spent)
-        if recipe.strategy == "probe":
-            outcome, fitted = probe(work)
-        else:
-            from unfreeze.learn.train.tuned_folds import tune
-
-            outcome, fitted = tune(work, started), None
+        look_for_faces(work)
+        outcome, fitted = learn(work, started, choose)
         photos, folds, proba = work.photos, work.folds, outcome.proba
         inside = np.flatnonzero(folds >= 0)
 
@@ -91,6 +89,8 @@ def fit(
             oof = judged(inside, proba[inside])
             scores: dict[str, Any] = {name: oof[name] for name in _HEADLINES}
             scores |= {"out_of_fold": oof, "folds": _fold_rows(work, proba, outcome.folds)}
+            if parts := parts_of(photos):
+                scores["parts"] = part_scores(labels[inside], proba[inside], units[inside], parts, seed=recipe.seed)
             for name, other in outcome.beside.items():
                 found = judged(inside, other[inside])
                 scores.setdefault("beside", {})[name] = {key: found[key] for key in _HEADLINES}
@@ -99,6 +99,8 @@ def fit(
                 scores["gain"] = paired_difference(
                     labels[inside], before, proba[inside], units[inside], seed=recipe.seed
                 )
+            if recipe.source.verdicts:
+                scores["verdicts"] = effect(work, proba)
             held = work.tested()
             if len(held):
                 test = np.full_like(proba, np.nan)
@@ -106,7 +108,7 @@ def fit(
                 runs.save_table(folder / "test.parquet", _predictions(photos, folds, test, held))
                 scores["test"] = judged(held, outcome.test)
         if compare_random and fitted is None:
-            reporter.say("--compare-random: the split photo by photo is shown for strategy probe only.")
+            reporter.say("--compare-random: the split photo by photo is shown where all folds are probes.")
         elif compare_random and fitted is not None:
             with work.clock("random split"):
                 alone = np.arange(len(photos), dtype=np.int64)
@@ -122,6 +124,45 @@ def fit(
         write_json(folder / "environment.json", environment(recipe.seed, spent))
         shutil.rmtree(folder / "scratch", ignore_errors=True)
         return runs.finish(folder, **outcome.info)
+
+
+def prepare(
+    photos: Photos, recipe: Recipe, folder: Path, reporter: Reporter, spent: dict[str, float] | None = None
+) -> Work:
+    """A first look at the photos, and their folds: all that comes before learning, faces left out.
+
+    folder: of the run; nothing is written there. Raises FoldError, RecipeError or SourceError.
+    """
+    check_labels(recipe, photos)
+    spent = {} if spent is None else spent
+    with _clock(spent, "look"):
+        photos, looks = run_checks(photos, int(recipe.image.max_megapixels * 1e6), reporter)
+    with _clock(spent, "folds"):
+        labels = _labels(photos)
+        units = photos.table["unit"].to_numpy(np.int64)
+        folds, findings = _folds(photos, looks, labels, units, recipe, by_group=recipe.folds.by_group)
+        findings += unseen_findings(recipe, labels, folds, photos)
+        photos = photos.with_table(photos.table.assign(fold=folds), *findings)
+        _tell(photos, reporter)
+    work = Work(photos, looks, labels, units, folds, recipe, folder, reporter, spent)
+    if recipe.source.verdicts:  # after the folds, so that they are those of the labels as given
+        work = obey(work)
+    added_rows(work)  # a class that is not there is told before any work is done
+    return work
+
+
+def look_for_faces(work: Work) -> None:
+    """Finds the square around each photo's face, if the recipe asks for it, and says in how many there is none."""
+    if not wants_faces(work.recipe):
+        return
+    with work.clock("faces"):
+        found = squares_of(work.recipe, work.photos.files(), work.looks.keys, work.looks.readable, work.reporter)
+    if found is None:
+        return
+    work.squares = found.cut
+    if finding := found.finding():
+        work.photos = work.photos.with_table(work.photos.table, finding)
+        work.reporter.say(f"Faces: {finding.message}.")
 
 
 def _tell(photos: Photos, reporter: Reporter) -> None:
@@ -166,7 +207,8 @@ def _folds(
             Finding(
                 "class-without-photos",
                 "warning",
-                f"no training photo of {listed(absent)}: never predicted",
+                f"no training photo of {listed(absent)}"
+                + (": never predicted" if recipe.labels.model == "joint" else ": told by its parts alone"),
                 "add some",
             )
         )
@@ -179,9 +221,9 @@ def _predictions(photos: Photos, folds: Labels, proba: NDArray[np.float64], rows
     return pd.concat([table, columns], axis=1).reset_index(drop=True)
 
 
-def _fold_rows(work: Work, proba: NDArray[np.float64], beside: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _fold_rows(work: Work, proba: NDArray[np.float64], beside: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
     out = []
-    for k, extra in enumerate(beside):
+    for k, extra in sorted(beside.items()):
         rows = np.flatnonzero(work.folds == k)
         confusion = confusion_matrix(work.labels[rows], proba[rows].argmax(1), work.classes)
         out.append(

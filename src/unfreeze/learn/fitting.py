@@ -18,6 +18,7 @@ from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Recipe
 from unfreeze.core.tables import Finding, Photos
 from unfreeze.data.looks import Looks
+from unfreeze.learn.added import AddedRows, choose_rows
 
 Rows = NDArray[np.int64]
 
@@ -28,7 +29,9 @@ class Work:
 
     labels, units: int64 (n,), class and group of every photo. folds: int64 (n,), -1 for rows that take no part.
     folder: the run's. spent: seconds a stage, filled as it goes. failed: photos that could not be read after their
-    first look, and why.
+    first look, and why. squares: float64 (n, 4), the square around each photo's face if the recipe asks for it.
+    which: the folds to learn and predict, all if None. trial: a try within the training data; the test split is not
+    looked at.
     """
 
     photos: Photos
@@ -41,11 +44,26 @@ class Work:
     reporter: Reporter
     spent: dict[str, float] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
+    squares: NDArray[np.float64] | None = None
+    which: tuple[int, ...] | None = None
+    trial: bool = False
 
     @property
     def classes(self) -> int:
         """How many classes there are."""
         return len(self.photos.classes)
+
+    @property
+    def todo(self) -> tuple[int, ...]:
+        """The folds to learn and predict."""
+        return tuple(range(self.recipe.folds.count)) if self.which is None else self.which
+
+    @property
+    def involved(self) -> NDArray[np.bool_]:
+        """Which photos are learnt from or predicted, and can be read."""
+        involved = self.usable & (self.folds >= 0)
+        involved[self.tested()] = True
+        return involved
 
     @property
     def usable(self) -> NDArray[np.bool_]:
@@ -56,6 +74,8 @@ class Work:
 
     def tested(self) -> Rows:
         """Rows of a given test split that can be read."""
+        if self.trial:
+            return np.zeros(0, np.int64)
         return np.flatnonzero((self.photos.table["split"] == "test").to_numpy() & self.usable)
 
     def identity(self) -> str:
@@ -81,10 +101,16 @@ class Work:
 
     @contextmanager
     def clock(self, what: str) -> Iterator[None]:
-        """Notes the seconds that a stage took."""
+        """Notes the seconds that a stage took, all its turns together."""
         started = perf_counter()
         yield
-        self.spent[what] = round(perf_counter() - started, 3)
+        self.spent[what] = round(self.spent.get(what, 0.0) + perf_counter() - started, 3)
+
+
+def added_rows(work: Work) -> AddedRows:
+    """The rows that the recipe adds to these photos."""
+    keys = work.looks.keys
+    return choose_rows(work.recipe, work.photos.classes, work.labels, work.units, work.folds, keys)
 
 
 @dataclass(frozen=True)
@@ -92,12 +118,12 @@ class Outcome:
     """What a strategy has found out.
 
     proba: float64 (n, C), out of fold; NaN for rows in no fold. test: float64 (n_test, C) of `Work.tested()`, the mean
-    over the folds. folds: extra columns a fold for scores.json. info: what run.json must know to predict. beside: other
-    out-of-fold probabilities worth a score, by name.
+    over the folds learnt. folds: extra columns of scores.json, by fold. info: what run.json must know to predict.
+    beside: other out-of-fold probabilities worth a score, by name.
     """
 
     proba: NDArray[np.float64]
     test: NDArray[np.float64]
-    folds: list[dict[str, Any]]
+    folds: dict[int, dict[str, Any]]
     info: dict[str, Any]
     beside: dict[str, NDArray[np.float64]] = field(default_factory=dict)

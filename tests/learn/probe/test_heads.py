@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unfreeze.core.errors import RunError
-from unfreeze.core.recipe import Probe
+from unfreeze.core.recipe import Balance, Probe
 from unfreeze.data.folds import make_folds
 from unfreeze.judge.metrics import out_of_fold_scores
+from unfreeze.learn.balance import settled
 from unfreeze.learn.probe import heads as module
 from unfreeze.learn.probe import rotation as rotation_module
 from unfreeze.learn.probe.heads import LinearHead, fit_folds, inner_splits, predict_folds, softmax
@@ -29,14 +30,14 @@ def grouped(n=240, width=20, classes=3, folds=4, seed=0, signal=2.0):
     return x.astype(np.float32), labels.astype(np.int64), units.astype(np.int64), (units % folds).astype(np.int64)
 
 
-def fitted(features, y, units, folds, scratch, probe=PROBE, only=None, identity="x", classes=None):
+def fitted(features, y, units, folds, scratch, probe=PROBE, only=None, identity="x", classes=None, words=None):
     classes = classes or int(y.max()) + 1
-    return dict(fit_folds(features, y, units, folds, classes, probe, 0, identity, scratch, only))
+    return dict(fit_folds(features, y, units, folds, classes, probe, 0, identity, scratch, only, words=words))
 
 
-def out_of_fold(features, y, units, folds, scratch, probe=PROBE, identity="x"):
+def out_of_fold(features, y, units, folds, scratch, probe=PROBE, identity="x", words=None):
     proba = np.zeros((len(y), int(y.max()) + 1))
-    for k, head in fitted(features, y, units, folds, scratch, probe, identity=identity).items():
+    for k, head in fitted(features, y, units, folds, scratch, probe, identity=identity, words=words).items():
         rows = np.flatnonzero(folds == k)
         proba[rows] = predict_folds(features, [head], rows)
     return proba
@@ -114,7 +115,7 @@ def test_the_head_is_the_solution_on_standardised_features(store_features, fresh
     y[y == 2] = np.where(np.arange((y == 2).sum()) < 12, 2, 0)
     strength = 30.0
     features = store_features(x)
-    head = fitted(features, y, units, folds, tmp_path, Probe(strengths=(strength,), class_weight=0.5))[1]
+    head = fitted(features, y, units, folds, tmp_path, Probe(strengths=(strength,)))[1]
     train = folds != 1
     kept = features.read(np.arange(len(x))).astype(np.float64)
     z = np.sign(kept) * np.sqrt(np.abs(kept))
@@ -133,7 +134,8 @@ def test_class_weight_lifts_the_small_class(store_features, fresh_cache, tmp_pat
     features = store_features(x)
     guessed = []
     for power in (0.0, 0.5, 1.0):
-        proba = out_of_fold(features, y, units, folds, tmp_path, Probe(strengths=(10.0,), class_weight=power))
+        words = settled(Balance(loss="weighted", power=power))
+        proba = out_of_fold(features, y, units, folds, tmp_path, Probe(strengths=(10.0,)), words=words)
         guessed.append(proba[:, 1].mean())
     share = (y == 1).mean()
     assert guessed[0] == pytest.approx(share, abs=0.04)  # without weights, the mean probability is the share

@@ -139,7 +139,7 @@ def test_no_batch_of_one_unless_there_is_but_one(count, batch, sizes):
 
 
 def test_steps_are_the_batches_that_come(stored):
-    for sampler in ("all", "over", "under"):
+    for sampler in ("none", "over", "under", "sqrt"):
         data = batches_of(stored, sampler=sampler)
         for batch in (3, 4, 5, 64):
             assert data.steps(batch) == len(list(data.epoch(0, batch)))
@@ -173,6 +173,13 @@ def test_undersampling_draws_other_rows_each_epoch():
     assert all(np.bincount(LABELS[rows]).tolist() == [2, 2, 2] for rows in drawn)
     assert all(len(set(rows.tolist())) == 6 for rows in drawn)
     assert set(np.concatenate(drawn).tolist()) == set(range(13))
+
+
+def test_square_root_sampling_draws_about_as_many_rows_shared_by_the_roots():
+    labels = np.repeat([0, 1, 2], [100, 25, 4])
+    drawn = drawn_rows(labels, "sqrt", 0, 0)
+    assert np.bincount(labels[drawn]).tolist() == [76, 38, 15]  # 129 by 10 : 5 : 2
+    assert np.bincount(drawn, minlength=129)[125:].tolist().count(4) >= 3
 
 
 @pytest.mark.parametrize("mixing", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}])

@@ -81,7 +81,8 @@ def test_frozen_stages_are_bitwise_unchanged(batchnorm, source, tmp_path):
     assert any(name.endswith("conv1.weight") for name in moved)
     # The frozen part in memory too: the model that predicts is built from the pretrained one.
     classifier = uf.load(run)
-    own = classifier.tuned._network(classifier.tuned.files[0]).state_dict()
+    (tuned,) = classifier.tuned
+    own = tuned._network(tuned.files[0]).state_dict()
     assert all(torch.equal(own[n], before[n]) for n in before if n not in after)
 
 
@@ -288,10 +289,10 @@ def test_stopping_with_too_few_groups_is_said(tmp_path):
 
 # Each word is tried somewhere; what does not touch each other stands together.
 VARIANTS = {
-    "weighted over": ("late", {"train__loss": "weighted", "train__sampler": "over", "train__ema": 0.9}),
-    "focal cutmix": ("full", {"train__loss": "focal", "train__cutmix": 1.0, "train__optimiser": "sgd"}),
-    "adjusted mixup": ("late", {"train__loss": "logit-adjusted", "train__mixup": 0.4, "train__views": 3}),
-    "soft-f1 under": ("late", {"train__loss": "soft-f1", "train__sampler": "under"}),
+    "weighted over": ("late", {"balance__loss": "weighted", "balance__sampling": "over", "train__ema": 0.9}),
+    "focal cutmix": ("full", {"balance__loss": "focal", "train__cutmix": 1.0, "train__optimiser": "sgd"}),
+    "adjusted mixup": ("late", {"balance__loss": "logit-adjusted", "train__mixup": 0.4, "train__views": 3}),
+    "soft-f1 under": ("late", {"balance__loss": "soft-f1", "balance__sampling": "under"}),
     "progressive": ("full", {"train__progressive": True, "train__epochs": 3}),
     "gradual": ("full", {"train__gradual": 1.0, "train__augment": "strong"}),
     "head": ("full", {"train__unfreeze": "head"}),

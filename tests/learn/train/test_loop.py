@@ -47,9 +47,9 @@ def trained(model, folder, train=None, plan=PLAN, **options):
     ids=str,
 )
 def test_it_learns(changes, tmp_path):
-    rows = trained(
-        Net(), tmp_path, valid=Blobs(30, 1), settings=settings(**{"epochs": 8, "rate": 0.03, **changes}), plan=PLAN
-    )
+    loss = changes.get("loss", "ce")
+    chosen = settings(**{"epochs": 8, "rate": 0.03, **{k: v for k, v in changes.items() if k != "loss"}})
+    rows = trained(Net(), tmp_path, valid=Blobs(30, 1), settings=chosen, plan=PLAN, loss=loss)
     assert [row["epoch"] for row in rows] == list(range(1, 9))
     assert rows[-1]["valid_macro_f1"] > 0.9 and rows[-1]["train_loss"] < rows[0]["train_loss"]
     assert rows[-1]["photos"] == 48 and rows[-1]["photos_per_second"] > 0

@@ -11,7 +11,7 @@ from torch.nn import functional
 from training import one_thread
 
 from unfreeze.core.errors import RecipeError
-from unfreeze.core.recipe import Train
+from unfreeze.core.recipe import Balance
 from unfreeze.learn.train.losses import LOSSES, auxiliary_of, logits_of, make_loss
 
 COUNTS = [60, 30, 10]
@@ -29,7 +29,7 @@ SOFT = torch.softmax(torch.randn(20, 3, generator=torch.Generator().manual_seed(
 
 
 def test_the_words_are_the_recipe_s():
-    assert set(LOSSES) == set(Train.model_fields["loss"].annotation.__args__)
+    assert {"", *LOSSES} == set(Balance.model_fields["loss"].annotation.__args__)
     with pytest.raises(RecipeError, match="Did you mean 'focal'"):
         make_loss("focla", COUNTS)
 

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 import unfreeze as uf
 from finetuning import Says, colours, fit_here
 from unfreeze.core.errors import RunError, SourceError
-from unfreeze.core.runs import open_run
 from unfreeze.core.tables import Photos
 from unfreeze.data.looks import look
 from unfreeze.learn.probe.features import compute_features
@@ -52,7 +51,8 @@ def test_out_of_fold_equals_what_the_saved_network_predicts(name, runs):
     looks = look(seen, 10**8, Says())
     for fold in range(3):
         rows = np.flatnonzero((photos["fold"] == fold).to_numpy())
-        alone = TunedModels(classifier.tuned.setting, classifier.tuned.settings, (classifier.tuned.files[fold],), 3)
+        (tuned,) = classifier.tuned
+        alone = TunedModels(tuned.setting, tuned.settings, (tuned.files[fold],), 3)
         found, failed = alone.probabilities(
             seen.files(), looks.keys, looks.readable, run.recipe.probe.views, 10**8, Says()
         )
@@ -115,7 +115,7 @@ def test_other_weights_or_preprocessing_than_here(change, copy):
     about["trained"][change[0]] = change[1]
     (copy / "run.json").write_text(json.dumps(about))
     with pytest.raises(RunError, match="fit the run again with --force"):
-        TunedModels.load(open_run(copy))
+        uf.load(copy)
 
 
 def test_a_run_file_without_its_training(copy):
@@ -123,4 +123,4 @@ def test_a_run_file_without_its_training(copy):
     del about["trained"]["settings"]
     (copy / "run.json").write_text(json.dumps(about))
     with pytest.raises(RunError, match=r"run.json is damaged"):
-        TunedModels.load(open_run(copy))
+        uf.load(copy)

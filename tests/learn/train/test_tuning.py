@@ -122,7 +122,7 @@ def test_augmented_views_are_what_the_network_would_see(seen):
     assert setting.views == ("plain", "flip", "standard-2@3", "standard-3@3") and setting.drawn == 4
     make = prepared(seen, setting)
     rows = np.arange(9)
-    batches = make(rows, np.zeros(9, np.int64), 3, settings, 0)
+    batches = make(rows, np.zeros(9, np.int64), 3, settings, 0, "none")
     kept = batches.whole.activations
     front = setting.front.module()
     from unfreeze.data.pixels import cached_pixels
@@ -190,7 +190,7 @@ def test_openvino_and_torch_keep_the_same_activations(seen, tmp_path, monkeypatc
     for engine in ("torch", "openvino-f32"):
         monkeypatch.setenv("UNFREEZE_CACHE", str(tmp_path / engine))  # else the second reads what the first kept
         setting, settings = late(train__views=3, engine=engine)
-        batches = prepared(seen, setting)(np.arange(9), np.zeros(9, np.int64), 3, settings, 0)
+        batches = prepared(seen, setting)(np.arange(9), np.zeros(9, np.int64), 3, settings, 0, "none")
         found.append(np.stack([batches.whole.activations.read(np.arange(9), np.full(9, v)) for v in range(3)]))
     assert np.abs(found[0].astype(np.float32) - found[1]).max() < 2e-3 * np.abs(found[0]).max()
 
@@ -199,7 +199,7 @@ def test_openvino_and_torch_keep_the_same_activations(seen, tmp_path, monkeypatc
 def test_training_draws_from_its_own_views_only(seen, views, augment, drawn):
     setting, settings = late(train__views=views, train__augment=augment)
     assert setting.views == ("plain", "flip") and setting.drawn == drawn
-    batches = prepared(seen, setting)(np.arange(9), np.zeros(9, np.int64), 3, settings, 0)
+    batches = prepared(seen, setting)(np.arange(9), np.zeros(9, np.int64), 3, settings, 0, "none")
     plain = next(batches.plain(9)).inputs[0]
     mirrored = next(batches.plain(9, flip=True)).inputs[0]
     assert not torch.equal(plain, mirrored)
@@ -213,8 +213,8 @@ def test_prediction_of_the_mirrored_photo_alone(seen):
     prepared(seen, setting)
     only = setting.seeing(("flip",))
     assert only.views == ("plain", "flip")
-    batches = photos_of(only, seen[1], seen[2])(np.arange(9), np.zeros(9, np.int64), 3, settings, 0)
-    both = photos_of(setting, seen[1], seen[2])(np.arange(9), np.zeros(9, np.int64), 3, settings, 0)
+    batches = photos_of(only, seen[1], seen[2])(np.arange(9), np.zeros(9, np.int64), 3, settings, 0, "none")
+    both = photos_of(setting, seen[1], seen[2])(np.arange(9), np.zeros(9, np.int64), 3, settings, 0, "none")
     assert torch.equal(next(batches.plain(9, flip=True)).inputs[0], next(both.plain(9, flip=True)).inputs[0])
 
 

@@ -15,7 +15,8 @@ from unfreeze.core.cache import RowStore, cache_root, content_key, fingerprint
 from unfreeze.core.errors import PhotoError
 from unfreeze.core.progress import Reporter
 from unfreeze.core.work import in_threads
-from unfreeze.data.images import Pixels, load_square, read_bytes
+from unfreeze.data.face_boxes import box_of
+from unfreeze.data.images import Box, Pixels, load_square, read_bytes
 from unfreeze.model.backbones import Preprocessing
 from unfreeze.model.engines import BATCH, Engine, open_engine, recorded_engine
 from unfreeze.model.graphs import Graph
@@ -106,23 +107,28 @@ def compute_features(
     wish: str = "auto",
     max_pixels: int = 178_000_000,
     reporter: Reporter | None = None,
+    squares: NDArray[np.float64] | None = None,
 ) -> Features:
     """Features of every readable photo, from the cache where its content was seen before.
 
-    files, keys, readable: (n,), from the first look. views: 'plain' and 'flip' (mirrored left to right).
+    files, keys, readable: (n,), from the first look. views: 'plain' and 'flip' (mirrored left to right). squares:
+    float64 (n, 4), what is seen of each photo if the graph's preprocessing asks for faces; a row of NaN is the centre.
     Interrupted, it keeps what is computed, and the next call goes on from there.
     """
     reporter = reporter or Reporter()
     if (known := cached_features(keys, readable, graph, views, wish, reporter)) is not None:
         return known
-    engine, failed = _open(files, keys, readable, graph, wish, max_pixels, reporter)
+    if graph.preprocessing.face and squares is None:
+        raise ValueError("a network that sees faces needs the squares to cut")
+    squares = squares if graph.preprocessing.face else None
+    engine, failed = _open(files, keys, readable, graph, wish, max_pixels, reporter, squares)
     stores = stores_of(graph, views, engine.precision, engine.blocks, reporter)
     lacking = readable & np.any([store.find(keys)[:, 0] < 0 for store in stores], axis=0)
     # Two photos of one content are computed once.
     _, first = np.unique(keys[lacking], axis=0, return_index=True)
     todo = np.sort(np.flatnonzero(lacking)[first])
     started = time.perf_counter()
-    _run(files, keys, todo, graph.preprocessing, engine, stores, views, failed, max_pixels, reporter)
+    _run(files, keys, todo, graph.preprocessing, engine, stores, views, failed, max_pixels, reporter, squares)
     places = tuple(store.find(keys) for store in stores)
     for i in np.flatnonzero(readable & (places[0][:, 0] < 0)):
         failed.setdefault(int(i), "its content changed while it was read")
@@ -188,12 +194,13 @@ def _open(
     wish: str,
     max_pixels: int,
     reporter: Reporter,
+    squares: NDArray[np.float64] | None,
 ) -> tuple[Engine, dict[int, str]]:
     """The engine, chosen on the user's first photos; and those of them that failed to decode."""
     sample: list[Pixels] = []
     failed: dict[int, str] = {}
-    for i in np.flatnonzero(readable):
-        pixels = _load(files[i], keys[i], graph.preprocessing, max_pixels)
+    for i in np.flatnonzero(readable).tolist():
+        pixels = _load(files[i], keys[i], graph.preprocessing, max_pixels, box_of(squares, i))
         if isinstance(pixels, str):
             failed[int(i)] = pixels
         else:
@@ -205,14 +212,16 @@ def _open(
     return open_engine(graph, np.stack(sample), wish, reporter), failed
 
 
-def _load(file: Path, key: NDArray[np.uint64], preprocessing: Preprocessing, max_pixels: int) -> Pixels | str:
+def _load(
+    file: Path, key: NDArray[np.uint64], preprocessing: Preprocessing, max_pixels: int, box: Box | None
+) -> Pixels | str:
     """Pixels, or the reason why there are none: one bad photo must not end a run of thousands."""
     try:
         data = read_bytes(file)
         if content_key(data) != (int(key[0]), int(key[1])):
             return "its content changed while it was read"
         p = preprocessing
-        return load_square(data, p.size, p.crop, max_pixels, file, p.resample, p.squash)
+        return load_square(data, p.size, p.crop, max_pixels, file, p.resample, p.squash, box)
     except PhotoError as error:
         return error.reason
 
@@ -228,6 +237,7 @@ def _run(
     failed: dict[int, str],
     max_pixels: int,
     reporter: Reporter,
+    squares: NDArray[np.float64] | None,
 ) -> None:
     """Decoding threads feed the engine's requests; rows are written every _FLUSH photos and on interruption."""
     sent: list[list[int]] = []  # photos of the batches on their way, in order
@@ -242,7 +252,10 @@ def _run(
             for view in views:
                 yield pixels if view == "plain" else pixels[:, :, ::-1]
 
-        loaded = in_threads(lambda i: _load(files[i], keys[i], preprocessing, max_pixels), todo.tolist())
+        def load(i: int) -> Pixels | str:
+            return _load(files[i], keys[i], preprocessing, max_pixels, box_of(squares, i))
+
+        loaded = in_threads(load, todo.tolist())
         for i, pixels in zip(todo.tolist(), loaded, strict=True):
             advance(1)
             if isinstance(pixels, str):

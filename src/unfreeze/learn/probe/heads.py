@@ -19,6 +19,7 @@ from unfreeze.core.files import write_whole
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Probe
 from unfreeze.core.work import cores, in_threads
+from unfreeze.learn.balance import Settled, log_prior, row_weights
 from unfreeze.learn.probe.features import signed_root
 from unfreeze.learn.probe.inputs import AnyFeatures
 from unfreeze.learn.probe.rotation import Moments, Rotation, moments, pieces_of, rotate
@@ -30,6 +31,8 @@ F32 = NDArray[np.float32]
 _INNER = 2
 # Where only losses are compared, and for the head that is kept.
 _COARSE, _FINE = 3e-3, 1e-3
+# Of the focal loss, as in training.
+_FOCUS = 2.0
 _PIECE = 4096
 _BATCH_BYTES = 256 << 20
 
@@ -39,13 +42,14 @@ class LinearHead:
     """A fitted head as one linear map on the signed root of the features.
 
     weight: float32 (D, C). bias: float32 (C,). strength: the chosen inverse penalty. inputs: numbers of the inputs
-    whose features it reads, side by side in that order.
+    whose features it reads, side by side in that order. strengths: those of its parts, if it is made of parts.
     """
 
     weight: F32
     bias: F32
     strength: float
     inputs: tuple[int, ...] = (0,)
+    strengths: tuple[float, ...] = ()
 
     def logits(self, features: F32) -> F32:
         """float32 (n, C) of float32 (n, D) features, as `Features.read` gives them."""
@@ -59,6 +63,8 @@ class LinearHead:
         """Writes safetensors whole; `identity` says what it was fitted on, `classes` what its columns are."""
         tensors = {"weight": self.weight, "bias": self.bias}
         about = {"identity": identity, "classes": list(classes), "strength": self.strength, "inputs": self.inputs}
+        if self.strengths:
+            about["strengths"] = self.strengths
         # One key: safetensors writes several in any order, and equal heads should be equal bytes.
         content = save(tensors, {"head": json.dumps(about)})
         write_whole(path, lambda p: p.write_bytes(content))
@@ -73,7 +79,8 @@ class LinearHead:
             with safe_open(path, "numpy") as file:
                 written = json.loads((file.metadata() or {})["head"])
             inputs = tuple(int(i) for i in written["inputs"])
-            head = cls(tensors["weight"], tensors["bias"], float(written["strength"]), inputs)
+            strengths = tuple(float(s) for s in written.get("strengths", ()))
+            head = cls(tensors["weight"], tensors["bias"], float(written["strength"]), inputs, strengths)
             about = {"identity": written["identity"], "classes": tuple(written["classes"])}
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise RunError(f"{path}: cannot be read as a head ({error}); fit the run again with --force.") from None
@@ -99,13 +106,17 @@ def fit_folds(
     scratch: Path,
     only: list[int] | None = None,
     reporter: Reporter | None = None,
+    words: Settled | None = None,
+    photos: int | None = None,
 ) -> Iterator[tuple[int, LinearHead]]:
     """A head for each fold (or each of `only`), trained on all other folds; yields (fold, head) in order.
 
     labels: int (n,). units: int (n,), the groups that stay together. folds: int (n,), -1 for rows that take no part.
     The strength of each fold's head is the one with the least log loss on group-safe inner splits of its training
-    rows; the outer fold has no part in it. identity: names the rows and folds, for the rotation's cache.
+    rows; the outer fold has no part in it. identity: names the rows and folds, for the rotation's cache. words: what is
+    done for small classes. photos: rows from this one on are added ones, which are learnt from and never held out.
     """
+    data = _Data(labels, units, classes, words or Settled(), seed, len(labels) if photos is None else photos)
     count = int(folds.max()) + 1
     todo = list(range(count)) if only is None else only
     if not todo:
@@ -116,9 +127,7 @@ def fit_folds(
     workers = min(cores(), count)
 
     def one(fold: int) -> tuple[int, LinearHead]:
-        return fold, _fit_fold(
-            features, labels, units, folds, fold, classes, probe, seed, identity, scratch, statistics
-        )
+        return fold, _fit_fold(features, data, folds, fold, probe, identity, scratch, statistics)
 
     # Folds side by side with one BLAS thread each: an eigendecomposition gains little from threads of its own and
     # crawls when another program holds a core.
@@ -131,27 +140,41 @@ def fit_folds(
             yield result
 
 
+@dataclass(frozen=True)
+class _Data:
+    """What is learnt from: class and group of every row, and what is done for small classes."""
+
+    labels: NDArray[np.int64]
+    units: NDArray[np.int64]
+    classes: int
+    words: Settled
+    seed: int
+    photos: int
+
+    def weights(self, train: NDArray[np.int64]) -> tuple[NDArray[np.float64], float, NDArray[np.float64]]:
+        """As `row_weights` of the training rows."""
+        return row_weights(self.labels[train], self.units[train], self.classes, self.words, self.seed)
+
+
 def _fit_fold(
     features: AnyFeatures,
-    labels: NDArray[np.int64],
-    units: NDArray[np.int64],
+    data: _Data,
     folds: NDArray[np.int64],
     fold: int,
-    classes: int,
     probe: Probe,
-    seed: int,
     identity: str,
     scratch: Path,
     statistics: list[Moments],
 ) -> LinearHead:
     """The head of one fold. Several inputs race: each alone, then the best of them with each other one."""
-    splits = inner_splits(np.flatnonzero((folds >= 0) & (folds != fold)), units, folds, seed)
+    splits = inner_splits(np.flatnonzero((folds >= 0) & (folds != fold)), data.units, folds, data.seed)
+    splits = [(train, valid[valid < data.photos]) for train, valid in splits]
 
     def attempt(inputs: tuple[int, ...]) -> _Attempt:
         part, known = features.select(inputs), Moments.joined([statistics[i] for i in inputs])
         place = scratch / f"fold-{fold}-{'-'.join(map(str, inputs))}.npy"
-        rotation = rotate(part, known, folds, fold, seed, identity, place)
-        strength, loss = _inner_choice(rotation, splits, labels, classes, probe)
+        rotation = rotate(part, known, folds, fold, data.seed, identity, place)
+        strength, loss = _inner_choice(rotation, splits, data, probe)
         return _Attempt(inputs, rotation, strength, loss, place)
 
     winner = attempt((0,))
@@ -163,9 +186,11 @@ def _fit_fold(
         for other in range(features.inputs):
             if other != best_alone:
                 winner = winner.against(attempt((best_alone, other)))
-        weight, bias = _solve(
-            winner.rotation, labels, winner.rotation.train, (winner.strength,), classes, probe.class_weight, _FINE
-        )
+        train = winner.rotation.train
+        weight, bias = _solve(winner.rotation, data, train, (winner.strength,), _FINE)
+        if data.words.loss == "logit-adjusted":
+            # Fitted were the logits plus the log prior; the biases, which bear no penalty, give it back exactly.
+            bias = bias - log_prior(data.weights(train)[2])
         unfolded = winner.rotation.unfold(features.select(winner.inputs), weight[0], bias[0])
         return LinearHead(*unfolded, strength=winner.strength, inputs=winner.inputs)
     finally:
@@ -197,12 +222,13 @@ class _Attempt:
 def _inner_choice(
     rotation: Rotation,
     splits: list[tuple[NDArray[np.int64], NDArray[np.int64]]],
-    labels: NDArray[np.int64],
-    classes: int,
+    data: _Data,
     probe: Probe,
 ) -> tuple[float, float]:
     """The strength with the least log loss on the inner validation rows, and that loss.
 
+    Those rows are photos as they are, each of weight one, whatever is done for small classes in training; with logit
+    adjustment they are told by the logits that were fitted, which have the prior in them.
     The first split tries all strengths, each further one the best so far and its neighbours: losses are smooth along
     the grid, and most of a run's time with cached features is spent here.
     """
@@ -211,11 +237,11 @@ def _inner_choice(
     near = range(len(grid))
     for train, valid in splits:
         tried = tuple(grid[s] for s in near)
-        weight, bias = _solve(rotation, labels, train, tried, classes, probe.class_weight, _COARSE)
+        weight, bias = _solve(rotation, data, train, tried, _COARSE)
         outside = np.full(len(grid), np.inf)
         for place, s in enumerate(near):
             logits = rotation.coordinates[valid] @ weight[place] + bias[place]
-            chosen = softmax(logits)[np.arange(len(valid)), labels[valid]]
+            chosen = softmax(logits)[np.arange(len(valid)), data.labels[valid]]
             outside[s] = -np.log(np.maximum(chosen, 1e-15)).mean()
         losses = losses + outside
         best = int(losses.argmin())
@@ -246,20 +272,17 @@ def inner_splits(
 
 def _solve(
     rotation: Rotation,
-    labels: NDArray[np.int64],
+    data: _Data,
     train: NDArray[np.int64],
     strengths: tuple[float, ...],
-    classes: int,
-    power: float,
     tolerance: float,
 ) -> tuple[F32, F32]:
     """Weights (S, r, C) and biases (S, C) for each strength, in batches that fit the memory."""
-    r = rotation.coordinates.shape[1]
+    r, classes = rotation.coordinates.shape[1], data.classes
+    weights_of_rows, drawn, _ = data.weights(train)
+    train, row = train[weights_of_rows > 0], weights_of_rows[weights_of_rows > 0].astype(np.float32)
     at_once = max(1, int(_BATCH_BYTES // (4 * 18 * (r + 1) * classes)))
-    own = labels[train]
-    counts = np.maximum(np.bincount(own, minlength=classes), 1).astype(np.float64)
-    row = counts[own] ** -power
-    row = (row / row.sum()).astype(np.float32)
+    own = data.labels[train]
 
     # Coordinates in memory are gathered once; those in a file are gathered anew in each pass.
     inside = None if isinstance(rotation.coordinates, np.memmap) else rotation.coordinates[train]
@@ -276,10 +299,11 @@ def _solve(
             pieces,
             own,
             np.broadcast_to(row, (len(some), len(train))),
-            1 / (some * len(train)),
+            1 / (some * drawn),
             rotation.scale,
             classes,
             tolerance=tolerance,
+            focus=_FOCUS if data.words.loss == "focal" else 0.0,
         )
         weights.append(solution.weight)
         biases.append(solution.bias)

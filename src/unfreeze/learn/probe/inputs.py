@@ -6,6 +6,7 @@ import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 from unfreeze.core.cache import cache_root
 from unfreeze.core.errors import RecipeError, listed
 from unfreeze.core.progress import Reporter
-from unfreeze.core.recipe import Recipe
+from unfreeze.core.recipe import Input, Recipe
 from unfreeze.learn.probe.features import Features, cached_features, compute_features
+from unfreeze.learn.sight import preprocessing_of
 from unfreeze.model.backbones import find_backbone
 from unfreeze.model.catalogue import MEET_FIRST
 from unfreeze.model.graphs import Graph
@@ -92,7 +94,21 @@ class JoinedFeatures:
             part.forget_pages()
 
 
-AnyFeatures = Features | JoinedFeatures
+class AnyFeatures(Protocol):
+    """What heads are fitted on: a row a photo, `width` columns in `blocks`, of one or several inputs."""
+
+    @property
+    def inputs(self) -> int: ...
+    @property
+    def blocks(self) -> tuple[tuple[str, int], ...]: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def identity(self) -> list[str]: ...
+    def select(self, inputs: tuple[int, ...]) -> AnyFeatures: ...
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.float32]: ...
+    def rooted(self, rows: NDArray[np.int64]) -> NDArray[np.float32]: ...
+    def forget_pages(self) -> None: ...
 
 
 def graphs_of(recipe: Recipe) -> list[Graph]:
@@ -104,37 +120,42 @@ def graphs_of(recipe: Recipe) -> list[Graph]:
     graphs: list[Graph] = []
     for entry in recipe.probe.race or (None,):
         if entry and entry.backbone == HERE:
-            graphs += _here(taps, {graph.backbone.name for graph in graphs})
+            graphs += _here(recipe, taps, {graph.backbone.name for graph in graphs})
             continue
         own = entry.backbone if entry else ""  # a race's other backbones come with their pretrained weights
         backbone = find_backbone(own) if own else find_backbone(recipe.backbone, recipe.weights, recipe.seed)
-        image = entry or recipe.image
         if taps.last > len(backbone.stages):
             raise RecipeError(
                 f"probe.stages = '{recipe.probe.stages}': {backbone.name} has {len(backbone.stages)} stages, "
                 f"{listed([stage.name for stage in backbone.stages], 12)}."
             )
-        graphs.append(Graph(backbone, backbone.preprocessing.resolved(image.size, image.crop, image.squash), taps))
+        graphs.append(Graph(backbone, preprocessing_of(backbone, recipe, entry), taps))
     if not graphs:
         raise RecipeError(f"probe.race: no backbone besides the named ones is here for '{HERE}'; name one.")
     return graphs
 
 
-def _here(taps: Taps, named: set[str]) -> list[Graph]:
+def _here(recipe: Recipe, taps: Taps, named: set[str]) -> list[Graph]:
     """Networks worth meeting whose weights lie on this machine, the cheapest first, as they were pretrained."""
     there = [name for name in MEET_FIRST if name not in named and LibraryWeights(name).here()]
     found = sorted((find_backbone(name) for name in there), key=lambda b: b.card.gmacs)
-    return [Graph(b, b.preprocessing, Taps(min(taps.last, len(b.stages)), taps.grid)) for b in found]
+    own = Input()
+    return [Graph(b, preprocessing_of(b, recipe, own), Taps(min(taps.last, len(b.stages)), taps.grid)) for b in found]
 
 
 def compute_inputs(
-    files: list[Path], keys: NDArray[np.uint64], readable: NDArray[np.bool_], recipe: Recipe, reporter: Reporter
+    files: list[Path],
+    keys: NDArray[np.uint64],
+    readable: NDArray[np.bool_],
+    recipe: Recipe,
+    reporter: Reporter,
+    squares: NDArray[np.float64] | None = None,
 ) -> tuple[JoinedFeatures, list[Graph]]:
     """Features of each input of the recipe, and the graphs they are of.
 
     In a race, an input whose weights are not here is left out, and so is one that would outlast
     `probe.race_minutes`, judged by the pace of those before it and its compute; either is said. What
-    the cache holds costs nothing and always runs.
+    the cache holds costs nothing and always runs. squares: as of `compute_features`.
     """
     graphs = graphs_of(recipe)
     limit = int(recipe.image.max_megapixels * 1e6)
@@ -159,7 +180,7 @@ def compute_inputs(
         if len(graphs) > 1:
             reporter.say(f"Input {len(used) + 1}: {graph.title()}")
         part = known or compute_features(
-            files, keys, readable, graph, recipe.probe.views, recipe.engine, limit, reporter
+            files, keys, readable, graph, recipe.probe.views, recipe.engine, limit, reporter, squares
         )
         pace = part.seconds / graph.gmacs() or pace
         parts.append(part)

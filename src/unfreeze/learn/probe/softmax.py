@@ -37,6 +37,7 @@ def fit_softmax(
     tolerance: float = 1e-3,
     max_passes: int = 200,
     start: tuple[F32, F32] | None = None,
+    focus: float = 0.0,
 ) -> Solution:
     """Minimises, for each problem p, sum_i weights[p, i] * CE(labels[i], x_i W_p + b_p) + penalty[p] / 2 * |W_p|^2.
 
@@ -45,7 +46,8 @@ def fit_softmax(
     diagonal) and does not change the solution. Stops a problem when its gradient, in preconditioned
     coordinates, is `tolerance` times that at zero. L-BFGS: Nocedal & Wright 2006, algorithm 7.4, with
     Armijo backtracking; each problem has its own step, and problems that are done leave the batch.
-    start: (weight, bias) to begin from. Deterministic.
+    start: (weight, bias) to begin from. focus: gamma of the focal loss, -(1 - p)^gamma log p in place of CE (Lin et al.
+    2017, arXiv 1708.02002); it is not convex, so that what is found from zero is a stationary point. Deterministic.
     """
     problems, r, c = len(penalty), len(scale), classes
     penalty = np.asarray(penalty, np.float32)
@@ -72,7 +74,12 @@ def fit_softmax(
             own = np.take_along_axis(logits, labels[rows][:, None, None], 2)[:, :, 0]
             np.exp(logits, out=logits)
             total = logits.sum(2)
-            loss += ((np.log(total) - own) * w).sum(0, dtype=np.float64)
+            losses_of_rows = np.log(total) - own
+            if focus:
+                losses_of_rows, w = _focal(losses_of_rows, w, focus)
+                loss += losses_of_rows.sum(0, dtype=np.float64)
+            else:
+                loss += (losses_of_rows * w).sum(0, dtype=np.float64)
             logits *= (w / total)[:, :, None]
             m = np.arange(len(inputs))
             logits[m, :, labels[rows]] -= w
@@ -112,6 +119,18 @@ def fit_softmax(
     weight = (v[:, : r * c].reshape(problems, r, c) * shrink[:, :, None]).astype(np.float32, copy=False)
     bias = (v[:, r * c :] * shrink_bias).astype(np.float32, copy=False)
     return Solution(weight, bias, losses, passes)
+
+
+def _focal(losses: F32, weights: F32, gamma: float) -> tuple[F32, F32]:
+    """Weighted focal losses (m, k) of rows with these log losses, and the weights that CE's gradient has to take.
+
+    With p the target's probability, d/dz of (1 - p)^g (-log p) is that of -log p, times (1 - p)^g - g p (1 - p)^(g-1)
+    log p.
+    """
+    p = np.exp(-losses)
+    rest = np.maximum(1 - p, 0)
+    steer = rest**gamma + gamma * p * rest ** (gamma - 1) * losses
+    return rest**gamma * losses * weights, steer * weights
 
 
 class _Memory:

@@ -18,6 +18,7 @@ from unfreeze.core.work import in_threads
 from unfreeze.data.pixels import Frame, StoredPixels, cached_pixels
 from unfreeze.learn.probe.features import HALF_MAX, Features, compute_features, stores_of
 from unfreeze.learn.train.augment import AUGMENTS, make_draws
+from unfreeze.learn.views import seen
 from unfreeze.model.engines import BATCH, Engine, open_engine, recorded_engine
 from unfreeze.model.graphs import Graph
 
@@ -95,14 +96,16 @@ def compute_activations(
     wish: str,
     max_pixels: int,
     reporter: Reporter,
+    squares: NDArray[np.float64] | None = None,
 ) -> dict[int, str]:
     """Activations of all views go into the cache; gives the photos that failed, and why.
 
-    files, keys, readable: (n,), from the first look. Interrupted, it keeps what is computed, and the next call goes on
-    from there. An augmented photo is cut from its stored pixels (`frame`), rounded to uint8 and passes the same engine.
+    files, keys, readable: (n,), from the first look. squares: as of `compute_features`. Interrupted, it keeps what is
+    computed, and the next call goes on from there. An augmented photo is cut from its stored pixels (`frame`), rounded
+    to uint8 and passes the same engine.
     """
     plain = tuple(view for view in views if view in _PLAIN)
-    found = compute_features(files, keys, readable, graph, plain, wish, max_pixels, reporter)
+    found = compute_features(files, keys, readable, graph, plain, wish, max_pixels, reporter, squares)
     augmented = [view for view in views if view not in _PLAIN]
     failed = dict(found.failed)
     if not augmented:
@@ -117,7 +120,7 @@ def compute_activations(
     stores = stores_of(graph, tuple(augmented), precision, found.blocks, reporter)
     if all((store.find(keys)[good, 0] >= 0).all() for store in stores):
         return failed
-    pixels = cached_pixels(files, keys, good, frame, max_pixels, reporter)
+    pixels = cached_pixels(files, keys, good, frame, max_pixels, reporter, squares)
     failed |= pixels.failed
     good[list(pixels.failed)] = False
     sample = pixels.read(np.flatnonzero(good)[:_PIECE])[:, *(2 * (slice(frame.margin, frame.margin + frame.size),))]
@@ -154,9 +157,13 @@ def _stores_of(
 
 
 def augmented_pixels(pixels: StoredPixels, rows: NDArray[np.int64], view: str) -> NDArray[np.uint8]:
-    """uint8 (n, size, size, 3): the photos `rows` as the augmented view of that name shows them."""
-    word, number, seed = _parsed(view)
+    """uint8 (n, size, size, 3): the photos `rows` as the augmented or added view of that name shows them."""
     stored = torch.from_numpy(pixels.read(rows)).permute(0, 3, 1, 2)
+    if "@" not in view:  # an added one
+        middle = slice(pixels.frame.margin, pixels.frame.margin + pixels.frame.size)
+        shown: NDArray[np.uint8] = seen(stored, view)[..., middle, middle].permute(0, 2, 3, 1).contiguous().numpy()
+        return shown
+    word, number, seed = _parsed(view)
     draws = make_draws(seed, number, pixels.keys[rows, 0])
     floats = AUGMENTS[word](stored, pixels.frame.size, pixels.frame.margin, draws)
     found: NDArray[np.uint8] = (floats * 255).round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()

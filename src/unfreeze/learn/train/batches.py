@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -19,12 +19,12 @@ from unfreeze.core.cache import RowStore
 from unfreeze.core.errors import RecipeError, nearest
 from unfreeze.core.work import in_threads
 from unfreeze.data.pixels import Frame, StoredPixels
+from unfreeze.learn.balance import Sampling
 from unfreeze.learn.train.augment import AUGMENTS, cutmix, make_draws, mixup
 from unfreeze.model.backbones import Preprocessing
 
 Rows = NDArray[np.int64]
 Inputs: TypeAlias = torch.Tensor | tuple[torch.Tensor, ...]
-Sampler = Literal["all", "over", "under"]
 # Photos augmented at once on a CPU: a large effective batch needs no large intermediate tensors, and caches like it.
 _CHUNK = 16
 _OFF = AUGMENTS["off"]
@@ -57,19 +57,22 @@ class Batches(Protocol):
         ...
 
 
-def drawn_rows(labels: Rows, sampler: Sampler, seed: int, epoch: int) -> Rows:
+def drawn_rows(labels: Rows, sampler: Sampling, seed: int, epoch: int) -> Rows:
     """Positions in the set that an epoch draws, in its order, int64.
 
-    all: every row once. over: every class as often as the largest (each row as often as it goes in whole, the rest
-    drawn without repetition). under: every class cut to the smallest, drawn anew each epoch.
+    none: every row once. over: every class as often as the largest (each row as often as it goes in whole, the rest
+    drawn without repetition). under: every class cut to the smallest, drawn anew each epoch. sqrt: about as many draws
+    as rows, shared by the square roots of the counts (Mahajan et al. 2018, arXiv 1805.00932).
     """
     draw = np.random.default_rng([seed, epoch, 0])
-    if sampler == "all":
+    if sampler == "none":
         return draw.permutation(len(labels))
     _, members, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    wanted = int(counts.max() if sampler == "over" else counts.min())
+    roots = np.sqrt(counts)
+    shares = np.maximum(np.round(len(labels) * roots / roots.sum()), 1)
+    every = {"over": np.full(len(counts), counts.max()), "under": np.full(len(counts), counts.min()), "sqrt": shares}
     drawn = []
-    for position, count in enumerate(counts.tolist()):
+    for position, (count, wanted) in enumerate(zip(counts.tolist(), every[sampler].astype(int).tolist(), strict=True)):
         rows = np.flatnonzero(members == position)
         drawn += [np.tile(rows, wanted // count), draw.permutation(rows)[: wanted % count]]
     return draw.permutation(np.concatenate(drawn))
@@ -93,7 +96,7 @@ class _Set:
         classes: int,
         mixup_alpha: float,
         cutmix_alpha: float,
-        sampler: Sampler,
+        sampler: Sampling,
         seed: int,
         device: str | torch.device,
     ) -> None:
@@ -156,7 +159,7 @@ class PixelBatches(_Set):
         augment: str = "standard",
         mixup: float = 0.0,
         cutmix: float = 0.0,
-        sampler: Sampler = "all",
+        sampler: Sampling = "none",
         seed: int = 0,
         device: str | torch.device = "cpu",
     ) -> None:
@@ -164,7 +167,7 @@ class PixelBatches(_Set):
         if augment not in AUGMENTS:
             raise RecipeError(f"train.augment = '{augment}': no such augmentation.{nearest(augment, AUGMENTS)}")
         p = preprocessing
-        if pixels.frame != Frame(p.size, p.crop, p.resample, p.squash):
+        if pixels.frame != Frame(p.size, p.crop, p.resample, p.squash, p.face):
             raise ValueError(f"pixels stored for {pixels.frame} do not serve {preprocessing}")
         if (pixels.places[self.rows, 0] < 0).any():
             raise ValueError("some rows have no pixels; leave out those in `failed` and unreadable ones")
@@ -300,7 +303,7 @@ class ActivationBatches(_Set):
         labels: Rows,
         classes: int,
         mixup: float = 0.0,
-        sampler: Sampler = "all",
+        sampler: Sampling = "none",
         seed: int = 0,
         device: str | torch.device = "cpu",
     ) -> None:

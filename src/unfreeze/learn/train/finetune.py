@@ -48,20 +48,36 @@ def train_folds(
     an earlier, interrupted run has finished is taken as it is; an unfinished fold goes on from its last epoch.
     seconds: for all folds together; 0: no limit. Raises what a fold raises, after the others were stopped.
     """
-    places = {job.fold: folder / "scratch" / f"fold-{job.fold}" for job in jobs}
-    kept = {job.fold: model_file(folder, job.fold) for job in jobs}
-    todo = [job for job in jobs if not _finished(job, places[job.fold], kept[job.fold])]
+    found = train_jobs([(job, folder) for job in jobs], reporter, seconds)
+    return {job.fold: probabilities for job, probabilities in zip(jobs, found, strict=True)}
+
+
+def train_jobs(
+    jobs: list[tuple[Job, Path]],
+    reporter: Reporter,
+    seconds: float = 0.0,
+    threads: int = 0,
+    what: str = "Training {count} fold(s), {workers} at a time",
+) -> list[NDArray[np.float64]]:
+    """The same for folds of any runs, each with its run folder; probabilities in their order.
+
+    threads: of each network; 0: the cores, shared. what: the bar's text.
+    """
+    places = [folder / "scratch" / f"fold-{job.fold}" for job, folder in jobs]
+    kept = [model_file(folder, job.fold) for job, folder in jobs]
+    todo = [i for i, (job, _) in enumerate(jobs) if not _finished(job, places[i], kept[i])]
     workers = min(cores(), len(jobs)) if not _gpu() else 1
-    threads = max(1, cores() // workers)
+    threads = threads or max(1, cores() // workers)
     ends = time.time() + seconds
     queue, events = deque(todo), Queue[int | BaseException | None]()
     running, stop = list[_Worker](), threading.Event()
     voice = _Once(reporter)
 
-    def tell(fold: int, row: dict[str, Any]) -> None:
+    def tell(i: int, row: dict[str, Any]) -> None:
         # From here on the run folder holds something that an error must not take away: a checkpoint.
-        kept[fold].parent.mkdir(parents=True, exist_ok=True)
-        _log(folder, fold, row)
+        kept[i].parent.mkdir(parents=True, exist_ok=True)
+        job, folder = jobs[i]
+        _log(folder, job.fold, row)
         events.put(1)
 
     def work() -> None:
@@ -72,15 +88,15 @@ def train_folds(
                 while queue and not stop.is_set():
                     left = math.ceil(len(queue) / workers)
                     try:
-                        job = queue.popleft()
+                        i = queue.popleft()
                     except IndexError:  # another worker was faster
                         break
+                    job = jobs[i][0]
                     if seconds:
                         now = time.time()
                         job = replace(job, ends=now + max(_LEAST, (ends - now) / left))
-                    place = places[job.fold]
-                    job.write(place)
-                    worker.do(place, kept[job.fold], partial(tell, job.fold), voice)
+                    job.write(places[i])
+                    worker.do(places[i], kept[i], partial(tell, i), voice)
                     events.put(_BESIDE)
         except BaseException as error:  # raised where it can be caught: in the main thread
             events.put(error)
@@ -88,8 +104,8 @@ def train_folds(
             events.put(None)
 
     crew = [threading.Thread(target=work, daemon=True) for _ in range(min(workers, len(todo)))]
-    epochs = sum(job.settings.epochs + _BESIDE for job in todo)
-    with reporter.bar(f"Training {len(todo)} fold(s), {workers} at a time", epochs) as advance:
+    epochs = sum(jobs[i][0].settings.epochs + _BESIDE for i in todo)
+    with reporter.bar(what.format(count=len(todo), workers=workers), epochs) as advance:
         try:
             for thread in crew:
                 thread.start()
@@ -112,7 +128,7 @@ def train_folds(
             for thread in crew:
                 if thread.ident is not None:
                     thread.join(10)
-    return {job.fold: np.load(places[job.fold] / "probabilities.npy", allow_pickle=False) for job in jobs}
+    return [np.load(place / "probabilities.npy", allow_pickle=False) for place in places]
 
 
 class _Once(Reporter):

@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,9 @@ from unfreeze.core.errors import RunError, UnfreezeError
 from unfreeze.core.files import write_json, write_whole
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Recipe, Train, from_mapping
-from unfreeze.learn.train.batches import Batches, PixelBatches
+from unfreeze.learn.added import AddedRows
+from unfreeze.learn.balance import Sampling, settled
+from unfreeze.learn.train.batches import Batches, PixelBatches, drawn_rows
 from unfreeze.learn.train.loop import fit
 from unfreeze.learn.train.losses import make_loss
 from unfreeze.learn.train.plan import Plan, make_plan
@@ -42,7 +44,8 @@ class Job:
 
     settings: recipe.train with nothing left to choose. train, out: int64 rows of all photos that it learns from, and
     those that it predicts. valid: rows held inside the training part to stop by, none if empty. labels: int64 of all
-    photos. keys, readable: of all photos. start: the probe's linear map (weight (D, C), bias (C,)) or None.
+    photos, and of the added rows behind them, which only `train` names. keys, readable: of all photos. start: the
+    probe's linear map (weight (D, C), bias (C,)) or None.
     ends: when the fold must be done, by `time.time()`; 0: when it is.
     """
 
@@ -58,11 +61,12 @@ class Job:
     readable: NDArray[np.bool_]
     start: tuple[NDArray[np.float32], NDArray[np.float32]] | None
     ends: float = 0.0
+    added: AddedRows = field(default_factory=AddedRows)
 
     def identity(self) -> str:
         """Names all that the result depends on; of a budget the wish, not the time that is left of it."""
         start = None if self.start is None else [fingerprint(a.tolist()) for a in self.start]
-        rows = [self.train, self.valid, self.out, self.labels, self.keys]
+        rows = [self.train, self.valid, self.out, self.labels, self.keys, self.added.photo, self.added.view]
         marks = [fingerprint(r.tolist()) for r in rows]
         recipe = self.recipe.model_dump(mode="json", exclude={"source", "folds"})
         return fingerprint([recipe, self.settings.model_dump(), self.classes, self.fold, marks, start])
@@ -70,6 +74,7 @@ class Job:
     def write(self, folder: Path) -> None:
         """As job.json and arrays.npz."""
         arrays = {n: getattr(self, n) for n in ("train", "valid", "out", "labels", "keys", "readable")}
+        arrays |= {"added_photo": self.added.photo, "added_view": self.added.view}
         if self.start is not None:
             arrays |= {"weight": self.start[0], "bias": self.start[1]}
         write_whole(folder / "arrays.npz", lambda p: np.savez(p, **arrays))
@@ -79,6 +84,7 @@ class Job:
             "classes": self.classes,
             "fold": self.fold,
             "ends": self.ends,
+            "views": self.added.views,
         }
         write_json(folder / "job.json", about)
 
@@ -90,6 +96,7 @@ class Job:
             with np.load(folder / "arrays.npz", allow_pickle=False) as found:
                 arrays = dict(found)
             weight, bias = arrays.pop("weight", None), arrays.pop("bias", None)
+            added = AddedRows(arrays.pop("added_photo"), arrays.pop("added_view"), tuple(about["views"]))
             return cls(
                 recipe=from_mapping(about["recipe"]),
                 settings=Train.model_validate(about["settings"]),
@@ -97,6 +104,7 @@ class Job:
                 fold=int(about["fold"]),
                 ends=float(about["ends"]),
                 start=None if weight is None or bias is None else (weight, bias),
+                added=added,
                 **arrays,
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -117,17 +125,20 @@ def do(job: Job, folder: Path, kept: Path, tell: Callable[[dict[str, Any]], None
     if job.start is not None:
         model.start_from(*(torch.from_numpy(a) for a in job.start))
     begun = {name: tensor.clone() for name, tensor in model.trained_state().items()}
-    photos = photos_of(setting, job.keys, job.readable)
+    photos = photos_of(setting, job.keys, job.readable, job.added)
+    words = settled(job.recipe.balance, job.settings.start == "probe")
 
-    def batches(rows: Rows) -> Batches:
-        return photos(rows, job.labels[rows], job.classes, job.settings, seed)
+    def batches(rows: Rows, sampler: Sampling = "none") -> Batches:
+        return photos(rows, job.labels[rows], job.classes, job.settings, seed, sampler)
 
-    train = batches(job.train)
-    s, counts = job.settings, np.bincount(job.labels[job.train], minlength=job.classes).astype(float)
-    if s.loss == "ce" and s.class_weight:
-        s, counts = s.model_copy(update={"loss": "weighted"}), counts**s.class_weight
+    train = batches(job.train, words.sampling)
+    s, own = job.settings, job.labels[job.train]
+    # The loss sees the classes as they are drawn, so that sampling and weights do not correct the same thing twice.
+    counts = np.bincount(own[drawn_rows(own, words.sampling, seed, 0)], minlength=job.classes).astype(float)
+    if words.loss == "weighted":
+        counts = counts**words.power
     auxiliary = auxiliary_weight(model, s)
-    loss = make_loss(s.loss, counts.tolist(), s.label_smoothing, auxiliary)
+    loss = make_loss(words.loss, counts.tolist(), s.label_smoothing, auxiliary)
     groups = model.groups(Rates(s.layer_decay, s.head_rate, s.weight_decay, s.relative == "on"))
     model.prepare(0.0, job.settings.epochs, job.settings.batchnorm == "train")
     first = next(iter(train.plain(max(job.settings.batch, 2))))
@@ -151,6 +162,7 @@ def do(job: Job, folder: Path, kept: Path, tell: Callable[[dict[str, Any]], None
         plan,
         folder / "training",
         class_counts=counts.tolist(),
+        loss=words.loss,
         groups=groups,
         prepare=lambda _m, epoch: model.prepare(s.gradual, epoch, s.batchnorm == "train"),
         valid=batches(job.valid) if len(job.valid) else None,

@@ -51,6 +51,7 @@ def fit(
     folder: Path,
     *,
     class_counts: Sequence[float],
+    loss: str = "ce",
     groups: list[dict[str, Any]] | None = None,
     prepare: Callable[[nn.Module, int], None] | None = None,
     valid: Batches | None = None,
@@ -65,9 +66,9 @@ def fit(
 
     train, valid: photos as effective batches. settings: epochs, batch and rate are set, nothing is 0 for "choose".
     folder: of checkpoints; called again with the same arguments after an interruption it goes on there, and yields
-    the earlier rows first. class_counts: training photos of each class. groups: what is trained, as
-    {"params", "scale": rate in multiples of settings.rate, "weight_decay"}; None: every parameter, rate 1. prepare:
-    called with the model and the epoch (from 0) before each one, sets modes and freezes; None: `model.train()`.
+    the earlier rows first. class_counts: training photos of each class. loss: a word of LOSSES. groups: what is
+    trained, as {"params", "scale": rate in multiples of settings.rate, "weight_decay"}; None: every parameter, rate 1.
+    prepare: called with model and epoch (from 0) before each one, sets modes and freezes; None: `model.train()`.
     auxiliary: weight of each auxiliary head's loss. size: side of the photos where progressive resizing may ask for
     smaller ones, 0 where they have none. identity: names the data and the model, for checkpoints.
 
@@ -88,11 +89,12 @@ def fit(
     runner = fabric.setup_module(torch.compile(model) if plan.compile else model)
     optimiser = make_optimiser(groups, settings, plan.precision)
     average = WeightAverage(model, settings.ema) if settings.ema else None
-    loss = make_loss(settings.loss, class_counts, settings.label_smoothing, auxiliary)
+    of_class = make_loss(loss, class_counts, settings.label_smoothing, auxiliary)
     micro, looking = (MicroBatch(min(plan.micro_batch, settings.batch), reporter=reporter) for _ in range(2))
-    run = _Run(fabric, model, runner, optimiser, loss, micro, looking, plan, settings, average, len(class_counts))
+    run = _Run(fabric, model, runner, optimiser, of_class, micro, looking, plan, settings, average, len(class_counts))
 
-    identity = fingerprint([identity, settings.model_dump(), plan.identity, seed, size, train.count])
+    counts = [float(count) for count in class_counts]
+    identity = fingerprint([identity, settings.model_dump(), loss, counts, plan.identity, seed, size, train.count])
     found = checkpoints.load(folder, identity, reporter)
     done, best_weights, best_digest = Checkpoint(identity, 0, 0.0, micro.size, []), None, ""
     if found:
@@ -116,7 +118,7 @@ def fit(
         else:
             prepare(model, epoch)
         if epoch == 0 or micro.halved:
-            _tell_caveats(settings, micro, model, reporter)
+            _tell_caveats(settings, loss, micro, model, reporter)
         at = size_at(clock.progress(epoch), size) if settings.progressive and size else 0
         photos, total = 0, 0.0
         # A sampler may draw more or fewer photos than there are.
@@ -345,15 +347,15 @@ def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _tell_caveats(settings: Train, micro: MicroBatch, model: nn.Module, reporter: Reporter) -> None:
+def _tell_caveats(settings: Train, loss: str, micro: MicroBatch, model: nn.Module, reporter: Reporter) -> None:
     """Says where pieces of a batch are not the same as the batch."""
     if micro.size >= settings.batch:
         return
     what = []
     if trains_batchnorm(model):
         what.append("BatchNorm takes its statistics from them")
-    if settings.loss in OF_BATCHES:
-        what.append(f"the loss {settings.loss} is computed on each")
+    if loss in OF_BATCHES:
+        what.append(f"the loss {loss} is computed on each")
     if what:
         reporter.say(
             f"Photos pass {micro.size} at a time, not {settings.batch}: {' and '.join(what)}, so that results differ "

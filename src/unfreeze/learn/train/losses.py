@@ -87,7 +87,7 @@ def make_loss(name: str, counts: Sequence[float], smoothing: float = 0.0, auxili
     RecipeError if the name is unknown.
     """
     if name not in LOSSES:
-        raise RecipeError(f"train.loss = '{name}': choose one of {', '.join(LOSSES)}.{nearest(name, LOSSES)}")
+        raise RecipeError(f"balance.loss = '{name}': choose one of {', '.join(LOSSES)}.{nearest(name, LOSSES)}")
     one, smoothing = LOSSES[name], 0.0 if name in OF_BATCHES else smoothing
     photos = torch.tensor([max(float(n), 1.0) for n in counts])  # a class without photos: no division by zero
 

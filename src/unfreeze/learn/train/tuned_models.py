@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from unfreeze.core.errors import BackboneError, RunError
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Train
-from unfreeze.core.runs import Run
+from unfreeze.core.runs import Member, Run
 from unfreeze.core.work import cores
 from unfreeze.learn.train.finetune import model_file
 from unfreeze.learn.train.plan import Plan
@@ -33,12 +33,12 @@ class TunedModels:
     classes: int
 
     @classmethod
-    def load(cls, run: Run) -> TunedModels:
-        """Of a finished run. RunError where its parts are damaged or of other weights than are here."""
-        written = run.info.get("trained")
+    def load(cls, run: Run, member: Member) -> TunedModels:
+        """Of some folds of a finished run. RunError where its parts are damaged or of other weights than are here."""
+        written = member.info.get("trained")
         try:
             settings = Train.model_validate(written["settings"])  # type: ignore[index]
-            setting = Setting.of(run.recipe, settings)
+            setting = Setting.of(member.recipe, settings)
             told = {key: written[key] for key in setting.front_or_whole()}  # type: ignore[index]
         except (KeyError, TypeError, ValidationError) as error:
             raise RunError(f"{run.path}: run.json is damaged (trained: {error}); fit the run again.") from None
@@ -51,7 +51,7 @@ class TunedModels:
                 f"{run.path}: was trained from other weights or preprocessing of '{setting.backbone.name}' than are "
                 "here; fit the run again with --force."
             )
-        files = tuple(model_file(run.path, k) for k in range(run.recipe.folds.count))
+        files = tuple(model_file(run.path, k) for k in member.folds)
         for file in files:
             if not file.is_file():
                 raise RunError(f"{file}: is missing; fit the run again with --force.")
@@ -65,20 +65,21 @@ class TunedModels:
         views: tuple[str, ...],
         max_pixels: int,
         reporter: Reporter,
+        squares: NDArray[np.float64] | None = None,
     ) -> tuple[NDArray[np.float64], dict[int, str]]:
         """float64 (n, C), the mean over folds and views, NaN for photos without; and why photos have none.
 
-        files, keys, readable: (n,), from the first look.
+        files, keys, readable: (n,), from the first look. squares: as of `compute_features`.
         """
         setting = self.setting.seeing(views)
-        failed = prepare_photos(setting, files, keys, readable, max_pixels, reporter)
+        failed = prepare_photos(setting, files, keys, readable, max_pixels, reporter, squares)
         good = readable.copy()
         good[list(failed)] = False
         rows = np.flatnonzero(good)
         out = np.full((len(keys), self.classes), np.nan)
         if len(rows):
             none = np.zeros(len(rows), np.int64)
-            photos = photos_of(setting, keys, good)(rows, none, self.classes, self.settings, 0)
+            photos = photos_of(setting, keys, good)(rows, none, self.classes, self.settings, 0, "none")
             plan = Plan(memory_format="channels_last")
             before = torch.get_num_threads()
             torch.set_num_threads(cores())

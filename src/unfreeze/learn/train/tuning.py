@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,11 @@ from unfreeze.core.errors import CacheError, RecipeError
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Recipe, Train
 from unfreeze.data.pixels import Frame, cached_pixels
+from unfreeze.learn.added import AddedRows
+from unfreeze.learn.added_views import ExtendedActivations, ExtendedPixels, kept_views
+from unfreeze.learn.balance import Sampling
 from unfreeze.learn.probe.heads import softmax
+from unfreeze.learn.sight import preprocessing_of
 from unfreeze.learn.train.activations import compute_activations, kept_activations, training_views
 from unfreeze.learn.train.batches import ActivationBatches, Activations, Batch, Batches, PixelBatches
 from unfreeze.learn.train.loop import predict
@@ -70,14 +74,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def seconds_of(budget: str) -> float:
+def seconds_of(budget: str, key: str = "train.budget") -> float:
     """Seconds of `90s`, `10m` or `1h30m`; 0 of an empty text. RecipeError if it is none of these."""
     text = budget.strip().lower()
     parts = re.findall(r"(\d+(?:\.\d+)?)([smh]?)", text)
     seconds = sum(float(number) * _TIMES[unit] for number, unit in parts)
     whole = "".join(a + b for a, b in parts) == text and (len(parts) < 2 or all(b for _, b in parts))
     if text and not (whole and 0 < seconds < float("inf")):
-        raise RecipeError(f"train.budget = '{budget}': write it as 90s, 10m or 1h30m.")
+        raise RecipeError(f"{key} = '{budget}': write it as 90s, 10m or 1h30m.")
     return seconds
 
 
@@ -120,9 +124,6 @@ def settle(recipe: Recipe, photos: int) -> Train:
         "keep": keep if wish.keep < 0 else wish.keep,
         "relative": ("on" if from_probe else "off") if wish.relative == "auto" else wish.relative,
         "head_rate": (0.0 if from_probe and not alone else 1.0) if wish.head_rate < 0 else wish.head_rate,
-        "class_weight": (recipe.probe.class_weight if from_probe else 0.0)
-        if wish.class_weight < 0
-        else wish.class_weight,
     }
     if not from_probe and not wish.rate:
         changes |= {"rate": 1e-3}
@@ -158,8 +159,7 @@ class Setting:
         """Of a recipe and its settled recipe.train. RecipeError for stages that the backbone does not have."""
         weights = "none" if recipe.strategy == "scratch" else recipe.weights
         backbone = find_backbone(recipe.backbone, weights, recipe.seed)
-        image = recipe.image
-        preprocessing = backbone.preprocessing.resolved(image.size, image.crop, image.squash)
+        preprocessing = preprocessing_of(backbone, recipe)
         names = tuple(stage.name for stage in backbone.stages)
         cut = recipe.strategy == "late"
         if settings.unfreeze:
@@ -206,7 +206,12 @@ class Setting:
     def frame(self) -> Frame:
         """The square of pixels that is kept of a photo."""
         p = self.preprocessing
-        return Frame(p.size, p.crop, p.resample, p.squash)
+        return Frame(p.size, p.crop, p.resample, p.squash, p.face)
+
+    @property
+    def added_views(self) -> tuple[str, ...]:
+        """What is kept of an added row: its view, and the mirrored one where training draws mirrored photos."""
+        return ("plain", "flip") if "flip" in self.views[: self.drawn] else ("plain",)
 
     @property
     def front(self) -> Graph:
@@ -215,7 +220,8 @@ class Setting:
 
     def front_or_whole(self) -> dict[str, Any]:
         """What run.json says of the network that was trained."""
-        return {**self.key(), "weights": self.backbone.weights.identity(), "views": list(self.views)}
+        face = {"face": self.preprocessing.face} if self.preprocessing.face else {}
+        return {**self.key(), "weights": self.backbone.weights.identity(), "views": list(self.views), **face}
 
     def key(self) -> dict[str, Any]:
         """Names the network, what of it trains and its input, as JSON: what its speed depends on."""
@@ -236,7 +242,12 @@ class Setting:
         return Tuned(network, anatomy, classes, taps=self.taps, first=self.first, cut=self.cut, size=self.size)
 
 
-MakeBatches = Callable[[Rows, Rows, int, Train, int], Batches]
+class MakeBatches(Protocol):
+    """Function: rows, their labels, number of classes, settings, seed, sampler -> Batches."""
+
+    def __call__(
+        self, rows: Rows, labels: Rows, classes: int, s: Train, seed: int, sampler: Sampling = "none"
+    ) -> Batches: ...
 
 
 def prepare_photos(
@@ -246,27 +257,35 @@ def prepare_photos(
     readable: NDArray[np.bool_],
     max_pixels: int,
     reporter: Reporter,
+    squares: NDArray[np.float64] | None = None,
 ) -> dict[int, str]:
-    """Pixels or activations of every readable photo go into the cache; gives the photos that failed, and why."""
+    """Pixels or activations of every readable photo go into the cache; gives the photos that failed, and why.
+
+    squares: as of `compute_features`.
+    """
     count = int(readable.sum())
     if not setting.cut:
-        return cached_pixels(files, keys, readable, setting.frame, max_pixels, reporter).failed
+        return cached_pixels(files, keys, readable, setting.frame, max_pixels, reporter, squares).failed
     bytes_each, last = 2 * setting.front.width(), setting.backbone.stages[setting.first - 1].name
     reporter.say(
         f"Activations: {len(setting.views)} view(s) of {count:,} photos after {last}, {bytes_each / 1024:.0f} KiB "
         f"each, {bytes_each * count * len(setting.views) / 1e9:.2f} GB on disk, computed once."
     )
+    s = setting
     return compute_activations(
-        files, keys, readable, setting.front, setting.views, setting.frame, setting.engine, max_pixels, reporter
+        files, keys, readable, s.front, s.views, s.frame, s.engine, max_pixels, reporter, squares
     )
 
 
-def photos_of(setting: Setting, keys: NDArray[np.uint64], readable: NDArray[np.bool_]) -> MakeBatches:
-    """Function: rows, their labels, number of classes, settings, seed -> Batches, from what the cache holds.
+def photos_of(
+    setting: Setting, keys: NDArray[np.uint64], readable: NDArray[np.bool_], added: AddedRows | None = None
+) -> MakeBatches:
+    """Makes batches from what the cache holds.
 
-    CacheError where it does not hold them any more. Augmentation runs where training does.
+    added: rows that stand behind the photos' in every table. CacheError where it does not hold them any more.
+    Augmentation runs where training does.
     """
-    device = make_fabric("f32").device
+    device, added = make_fabric("f32").device, added or AddedRows()
     if setting.cut:
         found = kept_activations(keys, readable, setting.front, setting.views, setting.engine)
         shape = setting.front.activation()
@@ -278,9 +297,14 @@ def photos_of(setting: Setting, keys: NDArray[np.uint64], readable: NDArray[np.b
             every, stores=every.stores[: setting.drawn], places=every.places[: setting.drawn], mirrored=-1, kept=kept
         )
 
-        def late(rows: Rows, labels: Rows, classes: int, s: Train, seed: int) -> Batches:
+        if len(added):
+            seen = kept_views(added, keys, setting.front, setting.added_views, setting.engine)
+            every = ExtendedActivations.of(every, added, seen, mirrored)
+            some = ExtendedActivations.of(some, added, seen, mirrored if mirrored < setting.drawn else -1)
+
+        def late(rows: Rows, labels: Rows, classes: int, s: Train, seed: int, sampler: Sampling = "none") -> Batches:
             whole, drawn = (
-                ActivationBatches(a, rows, labels, classes, s.mixup, s.sampler, seed, device) for a in (every, some)
+                ActivationBatches(a, rows, labels, classes, s.mixup, sampler, seed, device) for a in (every, some)
             )
             return _Drawn(whole, drawn)
 
@@ -290,9 +314,11 @@ def photos_of(setting: Setting, keys: NDArray[np.uint64], readable: NDArray[np.b
     if (pixels.places[readable, 0] < 0).any():
         raise CacheError("the pixels that were there are gone; was the cache cleared? Run the same command again.")
 
-    def whole(rows: Rows, labels: Rows, classes: int, s: Train, seed: int) -> Batches:
+    pixels = ExtendedPixels.of(pixels, added)
+
+    def whole(rows: Rows, labels: Rows, classes: int, s: Train, seed: int, sampler: Sampling = "none") -> Batches:
         p = setting.preprocessing
-        return PixelBatches(pixels, rows, labels, classes, p, s.augment, s.mixup, s.cutmix, s.sampler, seed, device)
+        return PixelBatches(pixels, rows, labels, classes, p, s.augment, s.mixup, s.cutmix, sampler, seed, device)
 
     return whole
 
