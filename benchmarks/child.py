@@ -71,8 +71,12 @@ def run(command: Sequence[str | Path], environment: dict[str, str] | None = None
 
 
 def fit(source: Path, run_folder: Path, cache: Path, *options: str) -> Taken:
-    """`unfreeze fit SOURCE --json`, with a cache of its own: the whole command, start-up included."""
-    return run([UNFREEZE, "fit", source, "--run", run_folder, "--json", *options], {"UNFREEZE_CACHE": str(cache)})
+    """`unfreeze fit SOURCE --json`, with a cache of its own: the whole command, start-up included.
+
+    Strategy probe, unless the options name another.
+    """
+    command = [UNFREEZE, "fit", source, "--run", run_folder, "--json", "--strategy", "probe", *options]
+    return run(command, {"UNFREEZE_CACHE": str(cache)})
 
 
 def stages(run_folder: Path) -> dict[str, float]:

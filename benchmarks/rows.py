@@ -55,7 +55,7 @@ def _make(place: Path, folder: Path, count: int) -> None:
 
     files = photosets.real_photos(folder)
     keys = np.array([content_key(file.read_bytes()) for file in files], np.uint64)
-    features, _ = compute_inputs(files, keys, np.ones(len(files), bool), Recipe(), Reporter())
+    features, _ = compute_inputs(files, keys, np.ones(len(files), bool), Recipe(strategy="probe"), Reporter())
     names = sorted({file.parent.name for file in files})
     classes = np.array([names.index(file.parent.name) for file in files])
     real = features.read(np.arange(len(files)))
@@ -86,7 +86,8 @@ def _fit(place: Path, count: int) -> dict[str, Any]:
     store, each = RowStore(place / "rows", np.float16, (width,)), np.arange(count, dtype=np.int64)
     places = store.find(np.stack([each, each], 1).astype(np.uint64))
     features = JoinedFeatures((Features((store,), (places,), blocks, {}, "cache"),)).held()
-    labels, folds, recipe = np.load(place / "labels.npy")[:count], each % FOLDS, Recipe()
+    labels, folds = np.load(place / "labels.npy")[:count], each % FOLDS
+    recipe = Recipe(strategy="probe")
     started, classes, scratch = time.perf_counter(), int(labels.max()) + 1, place / "scratch"
     fitted = fit_folds(features, labels, each, folds, classes, recipe.probe, recipe.seed, f"rows-{count}", scratch)
     heads = dict(fitted)

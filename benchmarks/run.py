@@ -12,13 +12,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import advice
+import balance
+import checking
 import curve
 import feature_pass
+import labels
 import late
 import memory
 import record
 import rows as many_rows
 import sets
+import similarity
+import suspects
 import training
 import tuned
 import whole_job
@@ -27,13 +33,19 @@ Rows = Iterator[dict[str, Any]]
 # name -> what measures: (real photos or None, empty scratch folder, repeats) -> rows; and the columns to show
 BENCHMARKS: dict[str, tuple[Callable[[Path | None, Path, int], Rows], tuple[str, ...]]] = {
     "feature_pass": (feature_pass.rows, feature_pass.HEADLINE),
+    "checking": (checking.rows, checking.HEADLINE),
+    "advice": (advice.rows, advice.HEADLINE),
     "sets": (sets.rows, sets.HEADLINE),
     "memory": (memory.rows, memory.HEADLINE),
+    "suspects": (suspects.rows, suspects.HEADLINE),
     "training": (training.rows, training.HEADLINE),
     "late": (late.rows, late.HEADLINE),
     "tuned": (tuned.rows, tuned.HEADLINE),
+    "balance": (balance.rows, balance.HEADLINE),
+    "labels": (labels.rows, labels.HEADLINE),
     "curve": (curve.rows, curve.HEADLINE),
     "rows": (many_rows.rows, many_rows.HEADLINE),
+    "similarity": (similarity.rows, similarity.HEADLINE),
     "whole_job": (whole_job.rows, whole_job.HEADLINE),
     "whole_job_2000": (whole_job.rows_2000, whole_job.HEADLINE),
     "whole_job_epoch": (whole_job.rows_epoch, whole_job.HEADLINE),

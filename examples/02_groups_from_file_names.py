@@ -10,7 +10,7 @@ import unfreeze as uf
 
 
 def main(source: str = "photos", folder: str = "runs/grouped", pattern: str = r"(?P<group>[^/_]+)_[^/]*$") -> None:
-    recipe = uf.Recipe().replace(**{"source.path": source, "source.group_regex": pattern})
+    recipe = uf.Recipe(strategy="probe").replace(**{"source.path": source, "source.group_regex": pattern})
     photos = uf.read(source, recipe.source)
     print(f"{len(photos)} photos in {photos.table['group'].nunique()} groups")
 

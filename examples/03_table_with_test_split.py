@@ -16,7 +16,7 @@ def main(
     group: str = "group",
     split: str = "split",
 ) -> None:
-    recipe = uf.Recipe().replace(
+    recipe = uf.Recipe(strategy="probe").replace(
         **{
             "source.path": table,
             "source.label": (label,),

@@ -14,7 +14,7 @@ from unfreeze.core.recipe import QUALITIES
 
 
 def main(source: str = "photos", folder: str = "runs/compared", pattern: str = r"(?P<group>[^/_]+)_[^/]*$") -> None:
-    base = uf.Recipe().replace(**{"source.path": source, "source.group_regex": pattern})
+    base = uf.Recipe(strategy="probe").replace(**{"source.path": source, "source.group_regex": pattern})
     photos = uf.read(source, base.source)
 
     right = {}
