@@ -21,23 +21,30 @@ if TYPE_CHECKING:
     from unfreeze.data.faces import Faces, faces
     from unfreeze.data.people import make_people
     from unfreeze.data.readers import read
+    from unfreeze.deliver.compare_page import write_comparison
     from unfreeze.deliver.eda import write_eda
     from unfreeze.deliver.explain import explain
     from unfreeze.deliver.export import export
     from unfreeze.deliver.report import write_report
     from unfreeze.deliver.submission import write_submission
     from unfreeze.deliver.web.server import serve_review as review
-    from unfreeze.learn.classifier import Classifier, load
+    from unfreeze.learn.blend import Blend, load
+    from unfreeze.learn.classifier import Classifier
     from unfreeze.model.inspect import inspect
     from unfreeze.study.advise import advise
     from unfreeze.study.against import against
     from unfreeze.study.auto import fit
     from unfreeze.study.balancing import compare_balance
+    from unfreeze.study.compare import compare
+    from unfreeze.study.diagnose import diagnose
+    from unfreeze.study.helps import helps
     from unfreeze.study.label_models import compare_labels
     from unfreeze.study.suspects import suspects
+    from unfreeze.study.vary import vary
 
 # Public name -> where it lives. Loaded when first used, so that `import unfreeze` costs nothing.
 _HOMES = {
+    "Blend": "unfreeze.learn.blend",
     "advise": "unfreeze.study.advise",
     "Classifier": "unfreeze.learn.classifier",
     "Faces": "unfreeze.data.faces",
@@ -47,25 +54,31 @@ _HOMES = {
     "UnfreezeError": "unfreeze.core.errors",
     "against": "unfreeze.study.against",
     "check": "unfreeze.data.checks",
+    "compare": "unfreeze.study.compare",
     "compare_balance": "unfreeze.study.balancing",
     "compare_labels": "unfreeze.study.label_models",
+    "diagnose": "unfreeze.study.diagnose",
     "explain": "unfreeze.deliver.explain",
     "export": "unfreeze.deliver.export",
     "faces": "unfreeze.data.faces",
     "findings_table": "unfreeze.core.tables",
     "fit": "unfreeze.study.auto",
+    "helps": "unfreeze.study.helps",
     "inspect": "unfreeze.model.inspect",
-    "load": "unfreeze.learn.classifier",
+    "load": "unfreeze.learn.blend",
     "make_people": "unfreeze.data.people",
     "open": "unfreeze.core.runs:open_run",
     "read": "unfreeze.data.readers",
     "review": "unfreeze.deliver.web.server:serve_review",
     "suspects": "unfreeze.study.suspects",
+    "vary": "unfreeze.study.vary",
+    "write_comparison": "unfreeze.deliver.compare_page",
     "write_eda": "unfreeze.deliver.eda",
     "write_report": "unfreeze.deliver.report",
     "write_submission": "unfreeze.deliver.submission",
 }
 __all__ = [
+    "Blend",
     "Classifier",
     "Faces",
     "Photos",
@@ -75,13 +88,16 @@ __all__ = [
     "advise",
     "against",
     "check",
+    "compare",
     "compare_balance",
     "compare_labels",
+    "diagnose",
     "explain",
     "export",
     "faces",
     "findings_table",
     "fit",
+    "helps",
     "inspect",
     "load",
     "make_people",
@@ -89,6 +105,8 @@ __all__ = [
     "read",
     "review",
     "suspects",
+    "vary",
+    "write_comparison",
     "write_eda",
     "write_report",
     "write_submission",

@@ -321,3 +321,25 @@ def test_pixels_lie_in_one_piece():
     for kind in ("PNG", "JPEG"):
         pixels = decode(saved(scene(40, 30), kind))
         assert pixels.flags.c_contiguous
+
+
+@pytest.mark.parametrize("box", [None, (0.1, 0.2, 0.6, 0.7)])
+def test_gray_is_pillows_luminance_on_three_channels(box):
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    colour = load_square(stream.getvalue(), 48, 0.9, box=box)
+    gray = load_square(stream.getvalue(), 48, 0.9, box=box, gray=True)
+    luminance = np.asarray(Image.fromarray(colour).convert("L"))
+    assert gray.shape == (48, 48, 3) and gray.dtype == np.uint8
+    assert all(np.array_equal(gray[..., channel], luminance) for channel in range(3))
+
+
+def test_luminance_is_pillows_for_every_extreme_and_for_many_colours():
+    corners = np.array(np.meshgrid(*[[0, 1, 127, 128, 254, 255]] * 3), np.uint8).reshape(3, -1).T[None]
+    many = np.random.default_rng(1).integers(0, 256, (400, 400, 3), np.uint8)
+    for pixels in (corners, many):
+        wanted = np.asarray(Image.fromarray(pixels).convert("L"))
+        assert np.array_equal(grayed(pixels), np.repeat(wanted[..., None], 3, axis=2))
+    alike = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
+    assert np.array_equal(grayed(alike), alike)  # what is gray stays as it is

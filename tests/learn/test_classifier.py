@@ -11,7 +11,8 @@ import pytest
 
 from unfreeze.core.errors import RunError, SourceError
 from unfreeze.core.runs import open_run
-from unfreeze.learn.classifier import Classifier, load
+from unfreeze.learn.blend import load
+from unfreeze.learn.classifier import Classifier
 from unfreeze.learn.crossval import fit
 from unfreeze.learn.probe.heads import LinearHead
 

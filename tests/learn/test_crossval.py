@@ -268,7 +268,7 @@ def test_a_second_fit_never_imports_torch(photos, recipe, tmp_path):
         "from unfreeze.core.recipe import read_recipe\n"
         "from unfreeze.core.tables import Photos\n"
         "from unfreeze.learn.crossval import fit\n"
-        "from unfreeze.learn.classifier import load\n"
+        "from unfreeze.learn.blend import load\n"
         "here, root = Path(sys.argv[1]), Path(sys.argv[2])\n"
         "c = ('blue', 'green', 'red')\n"
         "photos = Photos(pd.read_parquet(here / 'table.parquet'), root, c, c, (), 't', '')\n"

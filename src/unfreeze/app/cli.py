@@ -11,7 +11,21 @@ from typing import Any
 
 import typer
 
-from unfreeze.app import advising, attributes, balancing, delivering, demo, fitting, labelling, looking, modelling
+from unfreeze.app import (
+    advising,
+    attributes,
+    balancing,
+    comparing,
+    delivering,
+    demo,
+    diagnosing,
+    fitting,
+    labelling,
+    looking,
+    modelling,
+    predicting,
+    scoring,
+)
 from unfreeze.app.console import complain
 from unfreeze.core.errors import UnfreezeError
 
@@ -35,11 +49,13 @@ for command in (
     looking.check,
     advising.advise,
     fitting.fit,
-    fitting.predict,
-    looking.scores,
+    predicting.predict,
+    scoring.scores,
     looking.report,
+    diagnosing.diagnose,
     delivering.export,
     delivering.explain,
+    comparing.compare,
     balancing.compare_balance,
     attributes.compare_labels,
     labelling.suspects,

@@ -1,4 +1,4 @@
-"""The commands that make something: fit and predict."""
+"""The command that makes a run: fit."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from unfreeze.app.console import emit_json, number, reporter, say, scored, show, then, warn
+from unfreeze.app.console import emit_json, number, reporter, say, scored, show, then
 from unfreeze.app.judged import verdicts_said
-from unfreeze.core.errors import RecipeError, TemplateError, nearest
-from unfreeze.core.recipe import QUALITIES, Recipe, Source, parse_assignments, read_recipe
+from unfreeze.core.errors import RecipeError, nearest
+from unfreeze.core.recipe import QUALITIES, Recipe, parse_assignments, read_recipe
 
 SourceArgument = Annotated[
     str, typer.Argument(help="A folder of class folders, a CSV, or the competition's root.", metavar="SOURCE")
@@ -206,78 +206,6 @@ def _print_scores(scores: dict[str, Any]) -> None:
         f"On groups it has not seen it is right in {oof['accuracy']['value']:.1%} of photos; "
         f"hardest is '{worst['class']}' (F1 {scored(worst['f1'])}, {worst['support']:,} photos)."
     )
-
-
-def predict(
-    run: Annotated[Path, typer.Argument(help="A finished run folder.", metavar="RUN")],
-    images: Annotated[
-        Path,
-        typer.Argument(help="A folder of photos, one photo, or a table that names them.", metavar="IMAGES"),
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Predictions as .csv or .parquet (default predictions.csv), or the submission.", metavar="FILE"
-        ),
-    ] = None,
-    template: Annotated[
-        Path | None, typer.Option(help="Write a submission in this CSV's order and header.", metavar="CSV")
-    ] = None,
-    tta: Annotated[
-        str | None, typer.Option(help="plain or flip; by default the views of training.", metavar="NAME")
-    ] = None,
-    path: PathColumn = None,
-    root: Root = None,
-    json: Json = False,
-) -> None:
-    """Predict new photos with the blended folds; with a template, write the submission.
-
-    Example: `unfreeze predict runs/masks eval/images --template eval/info.csv --out submission.csv`
-    """
-    from unfreeze.core.files import write_whole
-    from unfreeze.data.listing import list_images
-    from unfreeze.deliver.submission import check_template, write_submission
-    from unfreeze.learn.classifier import Classifier
-
-    target = out or Path("submission.csv" if template else "predictions.csv")
-    if target.suffix.lower() not in (".csv", ".parquet") or (template and target.suffix.lower() != ".csv"):
-        raise TemplateError(f"--out {target}: write it as .csv" + ("." if template else " or .parquet."))
-    if any(given and target.resolve() == given.resolve() for given in (template, images)):
-        raise TemplateError(f"--out {target}: would overwrite its own input; choose another name.")
-    classifier = Classifier.load(run)
-    answers = tuple(classifier.run.info["answers"])
-    # What cannot work is said before the photos are predicted, which may take minutes.
-    base, names = list_images(images, Source(path_column=path or "", root=root or ""))
-    if template:
-        check_template(template, names, answers)
-    table = classifier.predict([base / name for name in names], tta=tta, reporter=reporter(json)).assign(path=names)
-    failed = table[table["error"] != ""]
-    if template:
-        common = str(classifier.run.photos()["label"].value_counts().index[0])
-        write_submission(table, template, target, classifier.run.classes, answers, common)
-        if len(failed):
-            warn(f"{len(failed):,} photo(s) could not be read; their answer is the commonest class, '{common}'.")
-    elif target.suffix.lower() == ".parquet":
-        write_whole(target, lambda p: table.to_parquet(p, index=False))
-    else:
-        write_whole(target, lambda p: table.to_csv(p, index=False, lineterminator="\n"))
-    counted = table["label"].value_counts()
-    if json:
-        emit_json({"out": str(target), "photos": len(table), "errors": len(failed), "labels": counted.to_dict()})
-        return
-    show(
-        "Predicted",
-        ["label", "photos", "share"],
-        [[k, f"{v:,}", f"{v / len(table):.1%}"] for k, v in counted.items()],
-        ["photos", "share"],
-    )
-    for row in failed.head(5).itertuples():
-        say(f"Not predicted: {row.path}: {row.error}")
-    if len(failed) > 5:
-        say(f"... and {len(failed) - 5:,} more" + ("." if template else ", in the column 'error'."))
-    said = f", {len(failed):,} of them could not be read" if len(failed) else ""
-    say(f"{len(table):,} photos predicted by {classifier.run.recipe.folds.count} folds{said}. Written: {target}")
-    then(f"unfreeze scores {shlex.quote(str(run))}")
 
 
 def _typed() -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unfreeze.app.console import complain, emit_json, number, reporter, say, scored, show, size, then
+from unfreeze.app.console import complain, emit_json, reporter, say, scored, show, size, then
 from unfreeze.app.fitting import (
     Group,
     GroupRegex,
@@ -23,7 +23,6 @@ from unfreeze.app.fitting import (
     make_recipe,
     source_options,
 )
-from unfreeze.app.judged import show_parts
 from unfreeze.core.errors import RecipeError, RunError, nearest
 
 if TYPE_CHECKING:
@@ -161,58 +160,6 @@ def list_findings(table: pd.DataFrame) -> None:
             say(f"  ... and {len(some) - 5:,} more: --json lists all")
         say(f"  What to do: {some['fix'].iloc[0]}")
     say("")
-
-
-def scores(run: RunArgument, json: Json = False) -> None:
-    """The scores of a run, class by class, each with its interval.
-
-    Example: `unfreeze scores runs/masks --json`
-    """
-    from unfreeze.core.runs import open_run
-
-    found = open_run(run).scores()
-    if json:
-        emit_json(found)
-        return
-    for title, key in (("Out of fold", "out_of_fold"), ("Test split", "test")):
-        if key not in found:
-            continue
-        score, chance = found[key], found[key]["chance"]
-        rows = [[name, scored(score[k]), number(chance[k]) if k in chance else ""] for name, k in _NAMES]
-        heading = f"{title}: {score['photos']:,} photos, {score['groups']:,} groups, 95 % intervals over groups"
-        show(
-            heading,
-            ["score", "value", f"always '{chance['class']}'"],
-            rows,
-            ["value", f"always '{chance['class']}'"],
-        )
-        per_class = sorted(score["per_class"], key=lambda c: c["f1"]["value"])
-        rows = [
-            [
-                c["class"],
-                f"{c['support']:,}",
-                scored(c["f1"]),
-                *(number(c[k]["value"]) for k in ("precision", "recall")),
-            ]
-            for c in per_class
-        ]
-        columns = ["class", "photos", "F1 (95 %)", "precision", "recall"]
-        show("Worst first", columns, rows, columns[1:])
-        say(
-            f"Right in {score['accuracy']['value']:.1%} of photos, where always saying '{chance['class']}' is in "
-            f"{chance['accuracy']:.1%}; hardest is '{per_class[0]['class']}'."
-        )
-    if parts := found.get("parts"):
-        show_parts(parts)
-    then(f"unfreeze report {shlex.quote(str(run))}")
-
-
-_NAMES = (
-    ("macro F1", "macro_f1"),
-    ("accuracy", "accuracy"),
-    ("log loss", "log_loss"),
-    ("calibration error", "ece"),
-)
 
 
 def report(run: RunArgument) -> None:

@@ -55,6 +55,10 @@ class Image(Section):
         "photo's whole centre square where no face is found",
     )
     squash: bool = Field(default=False, description="press the whole photo into the square instead of cropping it")
+    color: Literal["rgb", "gray"] = Field(
+        default="rgb",
+        description="gray: luminance (ITU-R 601) takes the place of all three channels, in training and prediction",
+    )
     margin: float = Field(
         default=0.3, ge=0.0, le=5.0, description="crop face: share of the face's longer side added on each side"
     )

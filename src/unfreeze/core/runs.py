@@ -35,6 +35,7 @@ _FILES = [
     "report.html",
     "log.jsonl",
     "advice.json",
+    "diagnosis.json",
     "suspects.json",
     ".lock",
 ]
@@ -227,11 +228,11 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def list_runs(folder: Path) -> list[dict[str, Any]]:
-    """One dict a run in or right below `folder`: `run`, `status`; if it is whole also `strategy`, `backbone`,
-    `finished`, `photos`, `groups`, `macro_f1`, `accuracy`.
+    """One dict a run in or right below `folder`, or in a comparison's folder there: `run`, `status`; if it is whole
+    also `strategy`, `backbone`, `finished`, `photos`, `groups`, `macro_f1`, `accuracy`.
     """
     rows = []
-    for file in sorted(folder.glob("run.json")) + sorted(folder.glob("*/run.json")):
+    for file in [f for at in ("", "*/", "compare-*/*/") for f in sorted(folder.glob(f"{at}run.json"))]:
         row: dict[str, Any] = {"run": str(file.parent), "status": "unreadable"}
         with contextlib.suppress(RunError, KeyError, TypeError):  # a damaged run must not hide the others
             info = _info(file.parent)

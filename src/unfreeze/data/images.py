@@ -117,12 +117,37 @@ def load_square(
     resample: str = "bicubic",
     squash: bool = False,
     box: Box | None = None,
+    gray: bool = False,
 ) -> Pixels:
     """`decode` then `square`: the one way from a file to a network's input, in training and prediction.
 
     box: what to show instead of the centre, within the photo and square in its pixels (see `FaceBoxes.squares`);
-    `crop` and `squash` then have no say.
+    `crop` and `squash` then have no say. gray: the square as `grayed` shows it.
     """
+    shown = _cut(data, size, crop, max_pixels, path, resample, squash, box)
+    return grayed(shown) if gray else shown
+
+
+def grayed(pixels: Pixels) -> Pixels:
+    """uint8 (..., 3): each pixel's luminance on all three channels, (19595 R + 38470 G + 7471 B + 2^15) >> 16.
+
+    These are ITU-R BT.601's weights as whole numbers of 1/65536, exactly what Pillow's `convert("L")` computes.
+    """
+    weights = np.array([19595, 38470, 7471], np.uint32)
+    luminance = ((pixels @ weights + (1 << 15)) >> 16).astype(np.uint8)
+    return np.repeat(luminance[..., None], 3, axis=-1)
+
+
+def _cut(
+    data: bytes,
+    size: int,
+    crop: float,
+    max_pixels: int,
+    path: object,
+    resample: str,
+    squash: bool,
+    box: Box | None,
+) -> Pixels:
     if box is None:
         return square(decode(data, math.ceil(_SPARE * size / crop), max_pixels, path), size, crop, resample, squash)
     left, top, right, bottom = box

@@ -37,6 +37,7 @@ class Frame:
 
     resample, squash: as of `images.square`. Unless squashed, only the photo's centre square is kept.
     face: if not empty, a square of the photo's own is kept, named by what found it (see `Preprocessing.face`).
+    gray: its luminance is kept, on three channels.
     """
 
     size: int
@@ -44,6 +45,7 @@ class Frame:
     resample: str = "bicubic"
     squash: bool = False
     face: str = ""
+    gray: bool = False
 
     @property
     def margin(self) -> int:
@@ -67,15 +69,15 @@ class Frame:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What names a store of such squares; without `face` as it was named before there were faces."""
-        return {key: value for key, value in asdict(self).items() if key != "face" or value}
+        """What names a store of such squares; without `face` and `gray` as it was named before there were these."""
+        return {key: value for key, value in asdict(self).items() if key not in ("face", "gray") or value}
 
     def cut(
         self, data: bytes, max_pixels: int = MAX_PIXELS, path: object = "photo", box: Box | None = None
     ) -> NDArray[np.uint8]:
         """uint8 (side, side, 3) of an image file's bytes. Raises PhotoError as `images.decode` does."""
         # libjpeg is asked for as many pixels as for the evaluation view: side / share = size / crop.
-        return load_square(data, self.side, self.share, max_pixels, path, self.resample, self.squash, box)
+        return load_square(data, self.side, self.share, max_pixels, path, self.resample, self.squash, box, self.gray)
 
 
 @dataclass(frozen=True)

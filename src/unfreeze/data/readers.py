@@ -17,6 +17,7 @@ from unfreeze.core.errors import SourceError, listed, nearest
 from unfreeze.core.recipe import Source
 from unfreeze.core.tables import Finding, Photos
 from unfreeze.data import competition, tabular
+from unfreeze.data.grouping import groups_in
 from unfreeze.data.walk import (
     SPLIT_WORDS,
     Draft,
@@ -236,7 +237,7 @@ def _photos(reader: str, draft: Draft, options: Source) -> Photos:
     """A draft under the rules that hold for every source."""
     table, grouping = draft.table, draft.grouping
     if options.group_regex:
-        table = table.assign(group=_groups(list(table["path"]), options.group_regex))
+        table = table.assign(group=groups_in(list(table["path"]), options.group_regex))
         grouping = "group by --group-regex"
     columns = list(dict.fromkeys(["path", *draft.attributes, "label", "group", "split"]))
     paths = list(table["path"])
@@ -260,27 +261,6 @@ def _photos(reader: str, draft: Draft, options: Source) -> Photos:
         choice=f"{taken}; {counts}",
         findings=(*draft.findings, *_straddling(table)),
     )
-
-
-def _groups(paths: list[str], pattern: str) -> list[str]:
-    """The part of each path that `pattern` calls `group`. SourceError: no such part, or paths without it."""
-    example = r"for example --group-regex '(?P<group>[^/_]+)_[^/]*$'"
-    try:
-        regex = re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise SourceError(f"--group-regex {pattern}: no valid pattern ({error}). Mend it, {example}.") from None
-    if "group" not in regex.groupindex:
-        raise SourceError(f"--group-regex {pattern}: no part is named group. Name it (?P<group>...), {example}.")
-    matches = [regex.search(path) for path in paths]
-    groups = [match["group"] if match else None for match in matches]
-    # An empty group would tie together photos that have nothing in common, so it counts as none.
-    without = [path for path, group in zip(paths, groups, strict=True) if not group]
-    if without:
-        raise SourceError(
-            f"--group-regex {pattern}: no group in {len(without):,} of {len(paths):,} paths: "
-            f"{listed(without)}. Mend it."
-        )
-    return [group for group in groups if group]
 
 
 def _ordered(labels: set[str]) -> tuple[tuple[str, ...], tuple[int | str, ...]]:

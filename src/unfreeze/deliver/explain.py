@@ -157,6 +157,7 @@ def explain(
                 "crop": g.preprocessing.crop,
                 "squash": g.preprocessing.squash,
                 "face": bool(g.preprocessing.face),
+                "gray": g.preprocessing.gray,
                 "grid": g.taps.grid,
             }
             for g in classifier.graphs

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from unfreeze.core.errors import PhotoError
 from unfreeze.core.files import write_whole
-from unfreeze.data.images import Box, decode_sized, read_bytes
+from unfreeze.data.images import Box, decode_sized, grayed, read_bytes
 from unfreeze.deliver.explain import Explained, Explanation
 from unfreeze.deliver.pages import stylesheet, templates
 from unfreeze.deliver.plots import clipped, number
@@ -57,7 +57,8 @@ def _photo(photo: Explained, found: Explanation) -> dict[str, Any]:
     assert photo.probabilities is not None
     frames = _frames(photo, found)
     probable, second = photo.probabilities[photo.label], photo.probabilities[photo.runner_up]
-    picture, size = _picture(photo.path, int(found.run.recipe.image.max_megapixels * 1e6))
+    gray = any(about.get("gray") for about in found.inputs)
+    picture, size = _picture(photo.path, int(found.run.recipe.image.max_megapixels * 1e6), gray)
     strongest = float(max((np.abs(cells).max() for _, _, cells in frames), default=0.0))
     return {
         "photo": photo,
@@ -104,15 +105,18 @@ def _where(frames: list[Frame]) -> str:
     return f"; the strongest sign is at the {'centre' if name == 'middle centre' else name}."
 
 
-def _picture(path: str, limit: int) -> tuple[str, tuple[int, int]]:
-    """A data URI of the photo, at most SIDE pixels a side, and its size; empty where it is gone meanwhile."""
+def _picture(path: str, limit: int, gray: bool) -> tuple[str, tuple[int, int]]:
+    """A data URI of the photo, at most SIDE pixels a side, and its size; empty where it is gone meanwhile.
+
+    gray: without its colours, as the network saw it.
+    """
     from PIL import Image
 
     try:
         pixels, _ = decode_sized(read_bytes(Path(path)), SIDE, limit, path)
     except PhotoError:
         return "", (SIDE, SIDE)
-    image = Image.fromarray(pixels)
+    image = Image.fromarray(grayed(pixels) if gray else pixels)
     scale = SIDE / max(image.size)
     image = image.resize(
         (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BICUBIC

@@ -20,7 +20,8 @@ from unfreeze.core.tables import probability_columns
 from unfreeze.data.images import load_square, read_bytes
 from unfreeze.data.listing import list_images
 from unfreeze.deliver.folded import OUTPUT, Plan, folded, metadata
-from unfreeze.learn.classifier import TTA, Classifier
+from unfreeze.learn.classifier import Classifier
+from unfreeze.learn.tta import LOOKS
 from unfreeze.model.engines import recorded_engine
 
 if TYPE_CHECKING:
@@ -82,8 +83,8 @@ def export(
     reporter = reporter or Reporter()
     if to not in SUFFIXES:
         raise SourceError(f"--to {to}: known are {', '.join(SUFFIXES)}.{nearest(to, SUFFIXES)}")
-    if views is not None and views not in TTA:
-        raise SourceError(f"--views {views}: known are {', '.join(TTA)}.{nearest(views, TTA)}")
+    if views is not None and views not in LOOKS:
+        raise SourceError(f"--views {views}: known are {', '.join(LOOKS)}.{nearest(views, LOOKS)}")
     _needs(to)
     classifier = run if isinstance(run, Classifier) else _classifier(run)
     if classifier.sees_faces:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unfreeze.learn.classifier import TTA, Classifier
+from unfreeze.learn.classifier import Classifier
+from unfreeze.learn.tta import LOOKS
 from unfreeze.model.cards import Preprocessing
 from unfreeze.model.graphs import Graph
 
@@ -48,7 +49,7 @@ class Plan:
             classifier.graphs,
             tuple(distinct.index(shape) for shape in shapes),
             tuple(names) if len(names) > 1 else ("pixels",),
-            TTA[views] if views else tuple(classifier.run.recipe.probe.views),
+            LOOKS[views] if views else tuple(classifier.run.recipe.probe.views),
         )
 
     def frames(self) -> list[Preprocessing]:
@@ -82,6 +83,9 @@ def folded(classifier: Classifier, plan: Plan) -> nn.Module:
             logits = self.bias
             for i, network in enumerate(self.networks):
                 images = pixels[plan.feeds[i]].permute(0, 3, 1, 2).float()
+                if plan.graphs[i].preprocessing.gray:  # as images.grayed: whole numbers under 2^24, so that it is exact
+                    total = 19595 * images[:, 0:1] + 38470 * images[:, 1:2] + 7471 * images[:, 2:3]
+                    images = torch.floor((total + 32768) / 65536).expand(-1, 3, -1, -1)
                 images = (images - getattr(self, f"mean_{i}")) / getattr(self, f"std_{i}")
                 # All views in one pass. Features are averaged over the views before the root is taken, as in a run.
                 seen = torch.cat([images.flip(3) if view == "flip" else images for view in plan.views])
@@ -110,6 +114,7 @@ def metadata(classifier: Classifier, plan: Plan) -> dict[str, str]:
             "crop": p.crop,
             "squash": p.squash,
             "resampling": f"{_RESAMPLING[p.squash]}; {p.resample} with antialiasing (Pillow: Image.resize with box)",
+            **({"inside": "the network turns the colours gray (ITU-R 601)"} if p.gray else {}),
             "read_by": [g.title() for g, feed in zip(plan.graphs, plan.feeds, strict=True) if feed == i],
         }
         for i, (name, p) in enumerate(zip(plan.names, plan.frames(), strict=True))

@@ -154,6 +154,50 @@ def gain_bars(key: str, rows: Sequence[tuple[str, Interval]]) -> Markup:
     return _svg(key, "Macro F1 gained if a part were always right", "; ".join(said), 36 * len(rows) + 4, body)
 
 
+def difference_rows(key: str, base: str, rows: Sequence[tuple[str, Interval]], unit: str = "macro F1") -> Markup:
+    """Differences to `base` in points (hundredths), one below the other, each with its interval about a line at 0.
+
+    The scale reaches as far as the intervals do. Rows whose interval holds 0 are drawn as context.
+    """
+    low = min(0.0, *(100 * found["low"] for _, found in rows))
+    high = max(0.0, *(100 * found["high"] for _, found in rows))
+    spare = max(0.06 * (high - low), 0.2)
+    low, high = low - spare, high + spare
+    gap = next(g for g in (0.5, 1, 2, 5, 10, 20, 50, 100) if (high - low) / g <= 6 or g == 100)
+
+    def at(points: float) -> str:
+        return _pc((points - low) / (high - low))
+
+    def points(value: float) -> str:
+        return f"{100 * value:+.1f}".replace("-", "−").replace("+0.0", "0.0").replace("−0.0", "0.0")
+
+    bottom = 24 + 52 * len(rows)
+    edge = "start" if -low < 0.2 * (high - low) else "end" if high < 0.2 * (high - low) else "middle"
+    body = [_upright(at(0), 20, bottom, "axis"), _text(at(0), 12, clipped(base), "muted small", edge)]
+    said = []
+    for i, (label, found) in enumerate(rows):
+        y = 24 + 52 * i
+        told = found["low"] > 0 or found["high"] < 0
+        tone, ink = ("accent", "ink") if told else ("quiet", "muted")
+        value, between = points(found["value"]), f"{points(found['low'])} to {points(found['high'])}"
+        body += [
+            _text("0", y + 16, clipped(label), f"{ink} halo"),
+            f'<text x="100%" y="{y + 16}" text-anchor="end" class="halo"><tspan class="strong {ink}">{value}</tspan>'
+            f'<tspan class="muted small" dx="8">{between}</tspan></text>',
+            _line(at(100 * found["low"]), at(100 * found["high"]), y + 34, f"range {tone}"),
+            _upright(at(100 * found["value"]), y + 26, y + 42, f"value {tone}"),
+        ]
+        said.append(f"{label}: {value} points ({between})")
+    body.append(_line("0", "100%", bottom, "rule"))
+    for i in range(math.ceil(low / gap), math.floor(high / gap) + 1):
+        share = (i * gap - low) / (high - low)
+        anchor = "start" if share < 0.04 else "end" if share > 0.96 else "middle"
+        label = f"{i * gap:+g}".replace("-", "−") if i else "0"
+        body.append(_text(at(i * gap), bottom + 18, label, "muted small", anchor))
+    title = f"Points of {unit} more or less than {base}, with 95 % intervals"
+    return _svg(key, title, "; ".join(said), bottom + 24, body)
+
+
 def bar(share: float) -> Markup:
     """A bar inside a row that prints its number beside it."""
     inside = _rect("0", 0, _pc(share), 8, "bar")

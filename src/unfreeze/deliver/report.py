@@ -17,6 +17,7 @@ from unfreeze.core.runs import read_log
 from unfreeze.core.tables import FINDING_COLUMNS, probability_columns
 from unfreeze.deliver import sections
 from unfreeze.deliver.advice_section import read_advice
+from unfreeze.deliver.diagnosis_section import diagnosis, read_diagnosis
 from unfreeze.deliver.labels_section import labels, read_suspects
 from unfreeze.deliver.pages import stylesheet, templates
 from unfreeze.deliver.parts_section import parts
@@ -63,6 +64,7 @@ def read_run(run: Path) -> Material:
         log=tuple(read_log(run)),
         suspects=read_suspects(run),
         advice=read_advice(run),
+        diagnosis=read_diagnosis(run),
     )
 
 
@@ -101,6 +103,7 @@ def _context(material: Material) -> Context:
         "advice": material.advice,
         "training": training(material.info, material.scores, material.log),
         "parts": parts(material.scores.get("parts"), material.judged),
+        "diagnosis": diagnosis(material.diagnosis),
         "per_class": sections.per_class(material),
         "confusion": sections.confusion(material, set(wrong["pairs"])),
         "wrong": wrong,

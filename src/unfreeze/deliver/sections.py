@@ -41,6 +41,7 @@ class Material:
     log: tuple[dict[str, Any], ...] = ()
     suspects: dict[str, Any] | None = None
     advice: Context | None = None
+    diagnosis: dict[str, Any] | None = None
 
     @property
     def classes(self) -> list[str]:

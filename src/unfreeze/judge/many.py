@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from unfreeze.judge.metrics import macro_f1, rates
 Confusions = NDArray[np.float64]
 # Name -> function of (..., C, C) confusion counts to (...,) scores.
 Metrics = Mapping[str, Callable[[Confusions], NDArray[np.float64]]]
+# Confusion counts held at once; with many classes and predictions all draws together would be gigabytes.
+_MOST_BYTES = 64 << 20
 
 
 def recall_of(classes: list[int]) -> Callable[[Confusions], NDArray[np.float64]]:
@@ -61,32 +64,95 @@ def many_differences(
     Romano & Wolf 2005). With one of `others` it is the usual interval; with many, that none of them excludes 0 by
     chance alone has the probability `level`.
     """
-    _, member = np.unique(np.asarray(groups).astype(str), return_inverse=True)
-    count, draws = int(member.max()) + 1, np.random.default_rng(seed)
     names = ["", *others]
-    cells = [truth.astype(np.int64) * classes + p for p in (base, *others.values())]
-    tables = np.empty((len(names), 1 + resamples, classes, classes))
-    for i in range(1 + resamples):
-        times = np.bincount(draws.integers(0, count, count), minlength=count) if i else np.ones(count)
-        weight = times[member]
-        for k, cell in enumerate(cells):
-            tables[k, i] = np.bincount(cell, weights=weight, minlength=classes**2).reshape(classes, classes)
+    scores = {metric: np.empty((len(names), 1 + resamples)) for metric in metrics}
+    for drawn, tables in _tables(truth, [base, *others.values()], groups, classes, resamples, seed):
+        for metric, of in metrics.items():
+            scores[metric][:, drawn] = of(tables)
     tails = 100 * np.array([(1 - level) / 2, (1 + level) / 2])
     found: dict[str, dict[str, dict[str, dict[str, float]]]] = {name: {} for name in names}
-    for metric, of in metrics.items():
-        scores = of(tables)  # (1 + others, 1 + resamples)
-        ends = np.percentile(scores[:, 1:], tails, axis=1).T
-        differences = scores - scores[:1]
-        values, deviation = differences[:, 0], differences[:, 1:].std(1)
-        sure = np.maximum(deviation, 1e-12)
-        largest = (np.abs(differences[:, 1:] - values[:, None]) / sure[:, None])[1:].max(0, initial=0)
-        half = np.quantile(largest, level) * deviation
+    for metric, every in scores.items():
+        ends = np.percentile(every[:, 1:], tails, axis=1).T
+        differences = every - every[:1]
+        values, half = differences[:, 0], _half_widths(differences[1:], level)
         for k, name in enumerate(names):
+            wide = half[k - 1] if k else 0.0
             found[name][metric] = {
-                "score": _interval(scores[k, 0], *ends[k]),
-                "difference": _interval(values[k], values[k] - half[k], values[k] + half[k]),
+                "score": _interval(every[k, 0], *ends[k]),
+                "difference": _interval(values[k], values[k] - wide, values[k] + wide),
             }
     return found
+
+
+def class_differences(
+    truth: NDArray[np.integer],
+    base: NDArray[np.integer],
+    other: NDArray[np.integer],
+    groups: NDArray[np.generic],
+    classes: int,
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """F1 of each class by two predictions of the same photos, and what `other` has more than `base`.
+
+    Arguments as of `many_differences`. One dict for each class with photos, in class order: "class" (its number),
+    "support", "base", "other" (F1) and "difference" {"value", "low", "high"}, whose intervals hold for all classes at
+    once, by the same max-t. A draw without photos of a class counts its F1 as 0 in both.
+    """
+    f1 = np.empty((2, 1 + resamples, classes))
+    for drawn, tables in _tables(truth, [base, other], groups, classes, resamples, seed):
+        f1[:, drawn] = rates(tables)["f1"]
+    support = np.bincount(truth, minlength=classes)
+    there = np.flatnonzero(support)
+    more = (f1[1] - f1[0])[:, there].T
+    half = _half_widths(more, level)
+    return [
+        {
+            "class": int(c),
+            "support": int(support[c]),
+            "base": float(f1[0, 0, c]),
+            "other": float(f1[1, 0, c]),
+            "difference": _interval(more[k, 0], more[k, 0] - half[k], more[k, 0] + half[k]),
+        }
+        for k, c in enumerate(there)
+    ]
+
+
+def _tables(
+    truth: NDArray[np.integer],
+    predictions: Sequence[NDArray[np.integer]],
+    groups: NDArray[np.generic],
+    classes: int,
+    resamples: int,
+    seed: int,
+) -> Iterator[tuple[slice, Confusions]]:
+    """Confusion counts (predictions, draws, C, C) of all photos, then of each draw of groups; some draws at a time."""
+    _, member = np.unique(np.asarray(groups).astype(str), return_inverse=True)
+    count, draws = int(member.max()) + 1, np.random.default_rng(seed)
+    cells = [truth.astype(np.int64) * classes + p for p in predictions]
+    step = max(1, _MOST_BYTES // (8 * len(cells) * classes**2))
+    for start in range(0, 1 + resamples, step):
+        drawn = range(start, min(start + step, 1 + resamples))
+        tables = np.empty((len(cells), len(drawn), classes, classes))
+        for place, i in enumerate(drawn):
+            times = np.bincount(draws.integers(0, count, count), minlength=count) if i else np.ones(count)
+            weight = times[member]
+            for k, cell in enumerate(cells):
+                tables[k, place] = np.bincount(cell, weights=weight, minlength=classes**2).reshape(classes, classes)
+        yield slice(drawn.start, drawn.stop), tables
+
+
+def _half_widths(differences: NDArray[np.float64], level: float) -> NDArray[np.float64]:
+    """(k,) half widths of simultaneous intervals for differences (k, 1 + draws), the first column as they are."""
+    if not len(differences):
+        return np.zeros(0)
+    values, deviation = differences[:, :1], differences[:, 1:].std(1)
+    sure = np.maximum(deviation, 1e-12)
+    largest = (np.abs(differences[:, 1:] - values) / sure[:, None]).max(0)
+    wide: NDArray[np.float64] = np.quantile(largest, level) * deviation
+    return wide
 
 
 def _interval(value: float, low: float, high: float) -> dict[str, float]:

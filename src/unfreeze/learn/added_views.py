@@ -6,6 +6,7 @@ need not know which of them were added.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from unfreeze.core.progress import Reporter
 from unfreeze.data.pixels import Frame, StoredPixels
 from unfreeze.learn.added import AddedRows
 from unfreeze.learn.probe.features import Features
+from unfreeze.learn.probe.inputs import JoinedFeatures
 from unfreeze.learn.train.activations import compute_activations, kept_activations
 from unfreeze.learn.train.batches import Activations
 from unfreeze.learn.views import MIRRORED, seen
@@ -31,7 +33,7 @@ _APART = 0x9E3779B97F4A7C15
 def frame_of(preprocessing: Preprocessing) -> Frame:
     """The square of pixels that is kept of a photo, for a network that sees it so."""
     p = preprocessing
-    return Frame(p.size, p.crop, p.resample, p.squash, p.face)
+    return Frame(p.size, p.crop, p.resample, p.squash, p.face, p.gray)
 
 
 def stored_names(view: str, views: tuple[str, ...]) -> tuple[str, ...]:
@@ -75,6 +77,36 @@ def kept_views(
         kept_activations(keys, _mask(added, view, len(keys)), graph, stored_names(name, views), wish)
         for view, name in enumerate(added.views)
     )
+
+
+def further_features(
+    files: list[Path],
+    keys: NDArray[np.uint64],
+    readable: NDArray[np.bool_],
+    graphs: Sequence[Graph],
+    further: tuple[str, ...],
+    looks: tuple[str, ...],
+    wish: str,
+    max_pixels: int,
+    reporter: Reporter,
+    squares: NDArray[np.float64] | None = None,
+) -> tuple[list[JoinedFeatures], dict[int, str]]:
+    """Features of photos in each view of `further`, as heads read them, from the cache or computed now; and the photos
+    that failed, with the reason.
+
+    Arguments as of `compute_features`; looks: plain, or plain and flip, whose features are averaged.
+    """
+    failed: dict[int, str] = {}
+    good, views = readable.copy(), tuple(name for view in further for name in stored_names(view, looks))
+    for graph in graphs:
+        every, frame = ("plain", *views), frame_of(graph.preprocessing)
+        failed |= compute_activations(files, keys, good, graph, every, frame, wish, max_pixels, reporter, squares)
+        good[list(failed)] = False
+    kept = [
+        JoinedFeatures(tuple(kept_activations(keys, good, graph, stored_names(view, looks), wish) for graph in graphs))
+        for view in further
+    ]
+    return kept, failed
 
 
 def _mask(added: AddedRows, view: int, count: int) -> NDArray[np.bool_]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from unfreeze.core.errors import BackboneError, DetectorError, RunError, SourceError, listed
 from unfreeze.core.progress import Reporter
-from unfreeze.core.runs import Run, open_run
+from unfreeze.core.runs import Member, Run, open_run
 from unfreeze.core.tables import Photos, probability_columns
 from unfreeze.data.listing import list_images
 from unfreeze.data.looks import look
@@ -21,14 +21,13 @@ from unfreeze.learn.probe.features import compute_features
 from unfreeze.learn.probe.heads import LinearHead, predict_folds
 from unfreeze.learn.probe.inputs import JoinedFeatures
 from unfreeze.learn.sight import face_mark, squares_of
+from unfreeze.learn.tta import Seen, seen_as
 from unfreeze.model.backbones import find_backbone
 from unfreeze.model.graphs import Graph
 from unfreeze.model.taps import Taps
 
 if TYPE_CHECKING:
     from unfreeze.learn.train.tuned_models import TunedModels
-
-TTA = {"plain": ("plain",), "flip": ("plain", "flip")}
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,14 @@ class Classifier:
     heard: tuple[int, ...] = ()
 
     @classmethod
-    def load(cls, run: str | Path | Run) -> Classifier:
-        """From a run or its folder. RunError if it is unfinished, damaged, or its parts do not fit together."""
+    def load(cls, run: str | Path | Run, folds: Collection[int] | None = None) -> Classifier:
+        """From a run or its folder. RunError if it is unfinished, damaged, or its parts do not fit together.
+
+        folds: only what was learnt for these folds answers, as for photos that it has not seen; None: all of them.
+        """
         run = run if isinstance(run, Run) else open_run(run)
-        members = run.members
+        members = tuple(_only(member, folds) for member in run.members)
+        members = tuple(member for member in members if member.folds)
         tuned: list[TunedModels] = []
         asked: list[int] = []  # folds whose heads answer, alone or beside their network
         apart: list[int] = []  # those whose parts' heads answer beside
@@ -100,44 +103,43 @@ class Classifier:
         images: str | Path | Sequence[str | Path] | pd.DataFrame,
         *,
         tta: str | None = None,
+        groups: Sequence[Any] | None = None,
         reporter: Reporter | None = None,
     ) -> pd.DataFrame:
         """Predictions, one row an image in the order given: path, label, p_<class> (the folds' mean), error.
 
         images: a folder (all its photos, sorted), one file, a list of files, or a table with a `path` column.
-        tta: 'plain' or 'flip' (mean over the photo and its mirror image); by default the views of training.
+        tta: 'plain' or 'flip' (mean over the photo and its mirror image), by default the views of training; and
+        further views, whose probabilities are averaged with the photo's own: 'flip,rotate+5,crop-10' (see `seen_as`).
+        groups: the group of each image, as the person it shows: photos of a group then agree on what photos of a
+        group share in training (see `judge.voting.voted`). SourceError where they share nothing.
         A photo that cannot be read is a row with `error` set, label None and probabilities NaN; it is never dropped.
         """
         reporter = reporter or Reporter()
-        if tta is not None and tta not in TTA:
-            raise SourceError(f"--tta {tta}: known are {', '.join(TTA)}.")
+        seen = seen_as(tta, self.run.recipe.probe.views)
+        vote = None
+        if groups is not None:
+            from unfreeze.learn.voting import Vote
+
+            vote = Vote.learnt(self.run, self.run.predictions())
         root, given = _listed(images)
         paths = list(dict.fromkeys(given))  # a photo that is named twice is two rows, computed once
         table = pd.DataFrame({"path": paths, "label": self.run.classes[0], "group": paths, "split": "test"})
         photos = Photos(table, root, self.run.classes, tuple(self.run.info["answers"]), (), "images", "")
         limit = int(self.run.recipe.image.max_megapixels * 1e6)
         looks = look(photos, limit, reporter)
-        views = TTA[tta] if tta else self.run.recipe.probe.views
         files, readable = photos.files(), looks.readable.copy()
         squares = self.squares(files, looks.keys, readable, reporter)
         problems, answers = dict(enumerate(looks.problem)), list[NDArray[np.float64]]()
         shares: list[int] = []  # voices that speak through an answer
         if self.heads:
-            wish = self.run.recipe.engine
-            parts = [
-                compute_features(files, looks.keys, readable, graph, views, wish, limit, reporter, squares)
-                for graph in self.graphs
-            ]
-            features = JoinedFeatures(tuple(parts))
-            problems |= features.failed
-            readable[list(features.failed)] = False
-            answers.append(np.full((len(paths), len(self.run.classes)), np.nan))
+            own, failed = self._heads_say(files, looks.keys, readable, seen, limit, reporter, squares)
+            problems |= failed
+            readable[list(failed)] = False
+            answers.append(own)
             shares.append(len(self.heads))
-            if readable.any():
-                rows = np.flatnonzero(readable)
-                answers[0][rows] = predict_folds(features, list(self.heads), rows)
         for tuned, times in zip(self.tuned, self.heard or (1,) * len(self.tuned), strict=True):
-            own, failed = tuned.probabilities(files, looks.keys, readable, views, limit, reporter, squares)
+            own, failed = tuned.probabilities(files, looks.keys, readable, seen, limit, reporter, squares)
             problems |= failed
             answers.append(own)
             shares.append(times * len(tuned.files))
@@ -148,7 +150,42 @@ class Classifier:
         errors = pd.Series([problems[i] for i in range(len(paths))], name="error", dtype=object)
         place = {path: i for i, path in enumerate(paths)}
         order = [place[path] for path in given]
-        return pd.concat([head, columns, errors], axis=1).iloc[order].reset_index(drop=True)
+        found = pd.concat([head, columns, errors], axis=1).iloc[order].reset_index(drop=True)
+        return found if vote is None or groups is None else vote.apply(found, groups)
+
+    def _heads_say(
+        self,
+        files: list[Path],
+        keys: NDArray[np.uint64],
+        readable: NDArray[np.bool_],
+        seen: Seen,
+        limit: int,
+        reporter: Reporter,
+        squares: NDArray[np.float64] | None,
+    ) -> tuple[NDArray[np.float64], dict[int, str]]:
+        """float64 (n, C), the mean over heads and views, NaN for photos without; and why photos have none."""
+        wish, out = self.run.recipe.engine, np.full((len(files), len(self.run.classes)), np.nan)
+        parts = [
+            compute_features(files, keys, readable, graph, seen.looks, wish, limit, reporter, squares)
+            for graph in self.graphs
+        ]
+        sets = [JoinedFeatures(tuple(parts))]
+        failed = dict(sets[0].failed)
+        good = readable.copy()
+        good[list(failed)] = False
+        if seen.further and good.any():
+            from unfreeze.learn.added_views import further_features  # torch, which a probe may do without
+
+            found, lost = further_features(
+                files, keys, good, self.graphs, seen.further, seen.looks, wish, limit, reporter, squares
+            )
+            failed |= lost
+            good[list(lost)] = False
+            sets += found
+        rows = np.flatnonzero(good)
+        if len(rows):
+            out[rows] = np.mean([predict_folds(features, list(self.heads), rows) for features in sets], axis=0)
+        return out, failed
 
     @property
     def sees_faces(self) -> bool:
@@ -171,6 +208,10 @@ class Classifier:
         return found.cut
 
 
+def _only(member: Member, folds: Collection[int] | None) -> Member:
+    return member if folds is None else replace(member, folds=tuple(k for k in member.folds if k in folds))
+
+
 def _graphs(run: Run) -> tuple[list[Graph], list[int]]:
     """The networks that the run's inputs were read by, and the number of features of each."""
     graphs, widths = [], []
@@ -179,7 +220,8 @@ def _graphs(run: Run) -> tuple[list[Graph], list[int]]:
             same = written["backbone"] == find_backbone(run.recipe.backbone).name
             backbone = find_backbone(written["backbone"], run.recipe.weights if same else "", run.recipe.seed)
             face = face_mark(run.recipe.image) if written.get("face") else ""
-            preprocessing = backbone.preprocessing.resolved(written["size"], written["crop"], written["squash"], face)
+            shown = (written["size"], written["crop"], written["squash"], face, bool(written.get("gray")))
+            preprocessing = backbone.preprocessing.resolved(*shown)
             graph = Graph(backbone, preprocessing, Taps.parse(written["stages"], written["grid"]))
             width = int(written["features"])
         except (BackboneError, DetectorError) as error:
@@ -195,11 +237,6 @@ def _graphs(run: Run) -> tuple[list[Graph], list[int]]:
         graphs.append(graph)
         widths.append(width)
     return graphs, widths
-
-
-def load(run: str | Path | Run) -> Classifier:
-    """The classifier that a finished run left behind."""
-    return Classifier.load(run)
 
 
 def _listed(images: str | Path | Sequence[str | Path] | pd.DataFrame) -> tuple[Path, list[str]]:

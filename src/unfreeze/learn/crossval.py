@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def fit(
     reporter: Reporter | None = None,
     timings: dict[str, float] | None = None,
     choose: Choose | None = None,
+    begun: Work | None = None,
 ) -> Run:
     """Cross-validates the recipe on the photos and leaves a finished run folder.
 
@@ -59,22 +61,18 @@ def fit(
         is taken up where it was left.
     choose: what strategy auto asks for each fold's recipe; `unfreeze.fit` gives it (study.auto).
     compare_random: also score a split photo by photo, to show what it would have promised.
+    begun: as of `prepare`.
     Raises RunError, FoldError, SourceError, BackboneError, EngineError or StorageError; each says what to do.
     """
     recipe, reporter = recipe or Recipe(), reporter or Reporter()
     started = time.perf_counter()
     spent = dict(timings or {})
-    # What the recipe asks for must exist before any work is done for it.
-    graphs_of(recipe)
-    check_detector(recipe)
-    check_strategy(recipe, choose)
-    check_balance(recipe)
-    check_labels(recipe, photos)
+    check_recipe(recipe, photos, choose)
     folder = Path(run) if run else default_folder(recipe)
     source = recipe.source.path
     command = command or (f"unfreeze fit {source} --run {folder}" if source else f"uf.fit(photos, recipe, '{folder}')")
     runs.refuse(folder, recipe, force)
-    work = prepare(photos, recipe, folder, reporter, spent)
+    work = prepare(photos, recipe, folder, reporter, spent, begun)
     photos, looks, labels, units, folds = work.photos, work.looks, work.labels, work.units, work.folds
     with runs.begin(folder, recipe, photos, command, force):
         look_for_faces(work)
@@ -126,15 +124,34 @@ def fit(
         return runs.finish(folder, **outcome.info)
 
 
+def check_recipe(recipe: Recipe, photos: Photos, choose: Choose | None = None) -> None:
+    """What the recipe asks for must exist before any work is done for it: raises what `fit` would raise for it."""
+    graphs_of(recipe)
+    check_detector(recipe)
+    check_strategy(recipe, choose)
+    check_balance(recipe)
+    check_labels(recipe, photos)
+
+
 def prepare(
-    photos: Photos, recipe: Recipe, folder: Path, reporter: Reporter, spent: dict[str, float] | None = None
+    photos: Photos,
+    recipe: Recipe,
+    folder: Path,
+    reporter: Reporter,
+    spent: dict[str, float] | None = None,
+    begun: Work | None = None,
 ) -> Work:
     """A first look at the photos, and their folds: all that comes before learning, faces left out.
 
-    folder: of the run; nothing is written there. Raises FoldError, RecipeError or SourceError.
+    folder: of the run; nothing is written there. begun: what this gave for another recipe on the same photos: its look
+    and folds are taken, if this recipe would come to the same. Raises FoldError, RecipeError or SourceError.
     """
     check_labels(recipe, photos)
     spent = {} if spent is None else spent
+    if begun is not None and begins_alike(begun.recipe, recipe):
+        work = replace(begun, recipe=recipe, folder=folder, reporter=reporter, spent=spent)
+        added_rows(work)
+        return work
     with _clock(spent, "look"):
         photos, looks = run_checks(photos, int(recipe.image.max_megapixels * 1e6), reporter)
     with _clock(spent, "folds"):
@@ -149,6 +166,14 @@ def prepare(
         work = obey(work)
     added_rows(work)  # a class that is not there is told before any work is done
     return work
+
+
+def begins_alike(one: Recipe, other: Recipe) -> bool:
+    """Whether both recipes look at photos and cut them into folds in the same way; those with verdicts never do."""
+    if one.source.verdicts or other.source.verdicts:
+        return False
+    mine, theirs = ((r.seed, r.folds, r.image.max_megapixels, r.labels) for r in (one, other))
+    return mine == theirs
 
 
 def look_for_faces(work: Work) -> None:

@@ -66,11 +66,12 @@ def preprocessing_of(backbone: Backbone, recipe: Recipe, entry: Input | None = N
     Raises RecipeError where keys contradict each other, DetectorError for an unknown detector.
     """
     chosen: Image | Input = entry or recipe.image
+    gray = recipe.image.color == "gray"
     if chosen.squash and chosen.crop == FACE:
         raise RecipeError("image.squash shows the whole photo and image.crop = 'face' a part of it; leave one out.")
     if chosen.crop == FACE or (recipe.image.crop == FACE and not chosen.squash):
-        return backbone.preprocessing.resolved(chosen.size, 1.0, face=face_mark(recipe.image))
-    return backbone.preprocessing.resolved(chosen.size, float(chosen.crop), chosen.squash)
+        return backbone.preprocessing.resolved(chosen.size, 1.0, face=face_mark(recipe.image), gray=gray)
+    return backbone.preprocessing.resolved(chosen.size, float(chosen.crop), chosen.squash, gray=gray)
 
 
 def face_mark(image: Image) -> str:

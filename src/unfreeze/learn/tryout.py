@@ -126,6 +126,8 @@ def _inside(work: Work, trial: Trial, place: Path) -> Work:
 def _identity(work: Work, trial: Trial) -> str:
     rows = np.flatnonzero(trial.folds >= 0)
     recipe = trial.recipe.model_dump(mode="json", exclude={"source", "folds", "advise"})
+    if recipe["image"]["color"] == "rgb":  # as it was named before there was a choice
+        del recipe["image"]["color"]
     about = [a[rows].tolist() for a in (work.looks.keys, work.labels, work.units, trial.folds)]
     about += [graph.described() for graph in graphs_of(trial.recipe)]  # a file of weights may be another one by now
     return fingerprint([_VERSION, recipe, work.photos.classes, len(work.labels), rows.tolist(), *about])

@@ -61,20 +61,20 @@ VIEWS: dict[str, tuple[Callable[[Images, float], Images], tuple[float, float], s
 }
 
 
-def check_view(view: str) -> tuple[str, float]:
+def check_view(view: str, key: str = "balance.add") -> tuple[str, float]:
     """Name and amount of a view: degrees to the left, per cent brighter, per cent of the side cut off, or 0.
 
-    RecipeError if there is no such view, or its amount makes no sense.
+    key: where it was named. RecipeError if there is no such view, or its amount makes no sense.
     """
     found = re.fullmatch(r"([a-z]+)([+-]\d+(?:\.\d+)?)?", view)
     known = ", ".join(example for _, _, example in VIEWS.values())
     if not found or found[1] not in VIEWS:
         hint = nearest(found[1] if found else view, VIEWS)
-        raise RecipeError(f"balance.add: there is no view '{view}'; write them as {known}.{hint}")
+        raise RecipeError(f"{key}: there is no view '{view}'; known are {known}.{hint}")
     amount, (low, high) = float(found[2] or 0), VIEWS[found[1]][1]
     if (found[2] is None) != (low == high) or not low <= amount <= high or (low != high and not amount):
         allowed = "no amount" if low == high else f"an amount between {low:+g} and {high:+g}, not 0"
-        raise RecipeError(f"balance.add: view '{view}': {found[1]} takes {allowed}, as in {VIEWS[found[1]][2]}.")
+        raise RecipeError(f"{key}: view '{view}': {found[1]} takes {allowed}, as in {VIEWS[found[1]][2]}.")
     return found[1], amount
 
 

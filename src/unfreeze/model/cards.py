@@ -25,6 +25,7 @@ class Preprocessing:
     squash: the whole photo is pressed into the square instead of cropped.
     face: the square around the largest face is seen instead of the centre; names the detector and the margin around
     the face, which is all that the square depends on. A photo without a face is seen as `crop` says.
+    gray: all three channels are the photo's luminance (see `images.grayed`).
     """
 
     size: int
@@ -34,10 +35,14 @@ class Preprocessing:
     resample: str = "bicubic"
     squash: bool = False
     face: str = ""
+    gray: bool = False
 
-    def resolved(self, size: int, crop: float, squash: bool = False, face: str = "") -> Preprocessing:
+    def resolved(
+        self, size: int, crop: float, squash: bool = False, face: str = "", gray: bool = False
+    ) -> Preprocessing:
         """The same with another size or crop where these are not 0."""
-        return Preprocessing(size or self.size, crop or self.crop, self.mean, self.std, self.resample, squash, face)
+        about = (self.mean, self.std, self.resample, squash, face, gray)
+        return Preprocessing(size or self.size, crop or self.crop, *about)
 
 
 @dataclass(frozen=True)

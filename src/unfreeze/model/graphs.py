@@ -69,7 +69,8 @@ class Graph:
         crop = "uncropped" if self.preprocessing.crop == 1 else f"{self.preprocessing.crop:.0%} crop"
         crop = "squashed" if self.preprocessing.squash else crop
         crop = "around the face" if self.preprocessing.face else crop
-        return f"{self.backbone.title} at {self.preprocessing.size} px, {crop}"
+        gray = ", gray" if self.preprocessing.gray else ""
+        return f"{self.backbone.title} at {self.preprocessing.size} px, {crop}{gray}"
 
     def described(self) -> dict[str, Any]:
         """All that a run must know to make it again, as JSON: `key` with the crop and a title."""
@@ -78,8 +79,9 @@ class Graph:
     def photos(self) -> dict[str, Any]:
         """How a photo becomes its input, beside the size: features depend on it, the converted network does not."""
         p = self.preprocessing
-        face = {"face": p.face} if p.face else {}
-        return {"crop": p.crop, "resample": p.resample, "squash": p.squash, **face}
+        # Named only where they are asked for, so that what was kept before they existed is found.
+        face, gray = {"face": p.face} if p.face else {}, {"gray": True} if p.gray else {}
+        return {"crop": p.crop, "resample": p.resample, "squash": p.squash, **face, **gray}
 
     def key(self) -> dict[str, Any]:
         """All that its outputs depend on, as JSON."""

@@ -18,7 +18,8 @@ from unfreeze.judge.many import accuracy, macro, many_differences, recall_of
 from unfreeze.learn.added import minority
 from unfreeze.learn.balance import check_balance
 from unfreeze.learn.probe.inputs import graphs_of
-from unfreeze.study.same_folds import Figure, fit_each
+from unfreeze.study.compared import Figure
+from unfreeze.study.same_folds import fit_each
 
 # Name -> what it sets; all else of recipe.balance is as in Balance(). `none` is what the others are held against.
 WORDS: dict[str, dict[str, Any]] = {

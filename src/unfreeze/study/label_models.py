@@ -19,7 +19,8 @@ from unfreeze.judge.parts import marginal
 from unfreeze.learn.balance import check_balance
 from unfreeze.learn.probe.inputs import graphs_of
 from unfreeze.learn.probe.parts import check_labels, unseen_combinations
-from unfreeze.study.same_folds import Compared, Figure, fit_each
+from unfreeze.study.compared import Compared, Figure
+from unfreeze.study.same_folds import fit_each
 
 _BASE, _PARTS, _BOTH = get_args(Labels.model_fields["model"].annotation)
 

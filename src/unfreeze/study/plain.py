@@ -16,12 +16,17 @@ from unfreeze.study.thinned import ThinnedFeatures
 _SIDE, _CELLS, _DIRECTIONS, _SHADES = 48, 3, 8, 4
 
 
-def plain_features(files: list[Path], rows: NDArray[np.int64], max_pixels: int) -> tuple[ThinnedFeatures, list[int]]:
-    """Features of the photos `rows` (others hold zeros), and which of them could not be read."""
+def plain_features(
+    files: list[Path], rows: NDArray[np.int64], max_pixels: int, gray: bool = False
+) -> tuple[ThinnedFeatures, list[int]]:
+    """Features of the photos `rows` (others hold zeros), and which of them could not be read.
+
+    gray: as of `images.load_square`.
+    """
 
     def load(i: int) -> Pixels | None:
         try:
-            return load_square(read_bytes(files[i]), _SIDE, 1.0, max_pixels, files[i])
+            return load_square(read_bytes(files[i]), _SIDE, 1.0, max_pixels, files[i], gray=gray)
         except PhotoError:
             return None
 
@@ -35,7 +40,8 @@ def plain_features(files: list[Path], rows: NDArray[np.int64], max_pixels: int) 
     kept = np.zeros((len(files), found.shape[1]), np.float32)
     kept[there] = np.copysign(np.sqrt(np.abs(found)), found)
     blocks = tuple((name, part.shape[1]) for name, part in parts.items())
-    return ThinnedFeatures(kept, blocks, ["plain statistics 1"]), [i for i, p in loaded.items() if p is None]
+    name = "plain statistics 1" + " gray" * gray
+    return ThinnedFeatures(kept, blocks, [name]), [i for i, p in loaded.items() if p is None]
 
 
 def plain_statistics(pixels: Pixels) -> dict[str, NDArray[np.float32]]:

@@ -5,56 +5,19 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
-
-from unfreeze.core import runs
 from unfreeze.core.errors import RunError
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Recipe
-from unfreeze.core.runs import open_run
-from unfreeze.core.tables import Photos, probability_columns
-from unfreeze.learn.crossval import fit, look_for_faces, prepare
+from unfreeze.core.runs import Run, open_run
+from unfreeze.core.tables import Photos
+from unfreeze.learn.crossval import begins_alike, fit, look_for_faces, prepare
+from unfreeze.learn.fitting import Work
+from unfreeze.learn.members import Choose
 from unfreeze.learn.probe.probing import fit_probe
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def told(self) -> bool:
-        """Of a difference: whether the interval leaves 0 out."""
-        return self.low > 0 or self.high < 0
-
-
-@dataclass(frozen=True)
-class Compared:
-    """What each recipe predicts of the same photos.
-
-    labels, units, folds: int64 (n,), class, group and fold of every photo; -1 in folds for those that some recipe has
-    not predicted. probabilities: float64 (n, C) by name, NaN outside the folds. seconds: that each took.
-    """
-
-    photos: Photos
-    labels: NDArray[np.int64]
-    units: NDArray[np.int64]
-    folds: NDArray[np.int64]
-    probabilities: dict[str, NDArray[np.float64]]
-    seconds: dict[str, float]
-
-    @property
-    def inside(self) -> NDArray[np.int64]:
-        """Rows that all have predicted."""
-        return np.flatnonzero(self.folds >= 0)
+from unfreeze.study.compared import Compared, aligned
 
 
 def fit_each(photos: Photos, recipes: Mapping[str, Recipe], reporter: Reporter, place: Path | None = None) -> Compared:
@@ -87,32 +50,74 @@ def _probes(photos: Photos, recipes: Mapping[str, Recipe], reporter: Reporter) -
 
 
 def _runs(photos: Photos, recipes: Mapping[str, Recipe], place: Path, reporter: Reporter) -> Compared:
-    found: dict[str, NDArray[np.float64]] = {}
     seconds: dict[str, float] = {}
-    table: pd.DataFrame | None = None
-    for name, one in recipes.items():
+    finished = fit_runs(photos, {place / name: one for name, one in recipes.items()}, reporter, seconds=seconds)
+    found = aligned(dict(zip(recipes, finished, strict=True)), dict(zip(recipes, seconds.values(), strict=True)))
+    return replace(found, photos=photos.with_table(found.photos.table))
+
+
+def fit_runs(
+    photos: Photos,
+    recipes: Mapping[Path, Recipe],
+    reporter: Reporter,
+    *,
+    force: bool = False,
+    command: str = "",
+    seconds: dict[str, float] | None = None,
+) -> list[Run]:
+    """A finished run for each recipe, in the folder that it goes to.
+
+    Runs of the same recipe that are there are gone on with, and finished ones taken as they are; with `force` all are
+    fitted anew. The photos are looked at and cut into folds once for all recipes that agree in that. seconds: filled
+    with what each took now. Raises what `fit` raises, and RunError for a finished run of other photos.
+    """
+    done: list[Run] = []
+    (place, first), *others = recipes.items()
+    begun = prepare(photos, first, place, reporter)
+    for folder, recipe in others:  # what does not fit these photos is told before the first is fitted
+        if begins_alike(first, recipe):
+            prepare(photos, recipe, folder, reporter, begun=begun)
+    for folder, recipe in recipes.items():
         started = time.perf_counter()
-        reporter.say(f"Fitting: {name}")
-        run = _finished(place / name, one) or fit(photos, one, place / name, reporter=reporter)
-        oof = run.predictions().set_index("path")
-        table = run.photos() if table is None else table
-        proba = np.full((len(table), len(run.classes)), np.nan)
-        there = table["path"].isin(oof.index)
-        columns = probability_columns(run.classes)
-        proba[np.flatnonzero(there)] = oof.loc[table.loc[there, "path"], columns].to_numpy()
-        found[name], seconds[name] = proba, round(time.perf_counter() - started, 3)
-    assert table is not None
-    number = {label: i for i, label in enumerate(photos.classes)}
-    labels = np.array([number[label] for label in table["label"]], np.int64)
-    folds = table["fold"].to_numpy(np.int64).copy()
-    folds[np.any([np.isnan(p).any(1) for p in found.values()], axis=0)] = -1
-    return Compared(photos.with_table(table), labels, table["unit"].to_numpy(np.int64), folds, found, seconds)
+        reporter.say(f"Fitting: {folder.name}")
+        run = None if force else _finished(folder, recipe)
+        if run is not None:
+            _refuse_other_photos(run, begun)
+        else:
+            choose = chooser(recipe)
+            run = fit(
+                photos, recipe, folder, force=force, command=command, reporter=reporter, choose=choose, begun=begun
+            )
+        done.append(run)
+        if seconds is not None:
+            seconds[str(folder)] = round(time.perf_counter() - started, 3)
+    return done
 
 
-def _finished(folder: Path, recipe: Recipe) -> runs.Run | None:
+def chooser(recipe: Recipe) -> Choose | None:
+    """What strategy auto asks for each fold's recipe."""
+    if recipe.strategy != "auto":
+        return None
+    from unfreeze.study.advise import choose
+
+    return choose
+
+
+def _finished(folder: Path, recipe: Recipe) -> Run | None:
     """The finished run of that recipe in the folder, if there is one."""
     try:
         run = open_run(folder)
     except RunError:
         return None
     return run if run.recipe == recipe else None
+
+
+def _refuse_other_photos(run: Run, begun: Work) -> None:
+    """A finished run stands for today's photos only if it was fitted on them."""
+    columns = ["path", "hash", "group", "split"]
+    before, now = run.photos()[columns], begun.photos.table[columns]
+    if not before.reset_index(drop=True).equals(now.reset_index(drop=True)):
+        raise RunError(
+            f"{run.path}: holds a finished run of other photos than are there now; --force fits it anew, or choose "
+            "another --run folder."
+        )

@@ -114,7 +114,8 @@ def similarity(
     untrained = recipe.replace(weights="none")
     pretrained, graphs = compute_inputs(files, looks.keys, inside, recipe, reporter, cut)
     random, _ = compute_inputs(files, looks.keys, inside, untrained, reporter, cut)
-    plain, unread = plain_features(files, rows, int(recipe.image.max_megapixels * 1e6))
+    gray, limit = recipe.image.color == "gray", int(recipe.image.max_megapixels * 1e6)
+    plain, unread = plain_features(files, rows, limit, gray)
     rows = np.setdiff1d(rows, [*pretrained.failed, *random.failed, *unread])
     table = _Table(
         labels, units, np.where(np.isin(np.arange(len(folds)), rows), folds, -1), rows, len(photos.classes), recipe
@@ -209,7 +210,8 @@ def _distance(
     def load(i: int) -> Pixels | None:
         try:
             data = read_bytes(files[i])
-            return load_square(data, p.size, p.crop, limit, files[i], p.resample, p.squash, box_of(squares, i))
+            box = box_of(squares, i)
+            return load_square(data, p.size, p.crop, limit, files[i], p.resample, p.squash, box, p.gray)
         except PhotoError:
             return None
 

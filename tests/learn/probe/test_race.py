@@ -10,7 +10,7 @@ from unfreeze.core.errors import RecipeError
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import QUALITIES, Probe, Recipe
 from unfreeze.judge.metrics import out_of_fold_scores
-from unfreeze.learn.classifier import load
+from unfreeze.learn.blend import load
 from unfreeze.learn.crossval import fit
 from unfreeze.learn.probe import inputs
 from unfreeze.learn.probe.heads import LinearHead, fit_folds, predict_folds

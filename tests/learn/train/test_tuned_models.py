@@ -20,6 +20,7 @@ from unfreeze.learn.probe.features import compute_features
 from unfreeze.learn.probe.heads import predict_folds
 from unfreeze.learn.probe.inputs import JoinedFeatures
 from unfreeze.learn.train.tuned_models import TunedModels
+from unfreeze.learn.tta import Seen
 
 NAMES = ["p_blue", "p_green", "p_red"]
 
@@ -54,7 +55,7 @@ def test_out_of_fold_equals_what_the_saved_network_predicts(name, runs):
         (tuned,) = classifier.tuned
         alone = TunedModels(tuned.setting, tuned.settings, (tuned.files[fold],), 3)
         found, failed = alone.probabilities(
-            seen.files(), looks.keys, looks.readable, run.recipe.probe.views, 10**8, Says()
+            seen.files(), looks.keys, looks.readable, Seen(run.recipe.probe.views), 10**8, Says()
         )
         assert not failed
         expected = stored.set_index("path").loc[table["path"][rows], NAMES].to_numpy()

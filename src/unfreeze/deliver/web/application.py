@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 
 from fastapi import APIRouter, FastAPI
 from fastapi.staticfiles import StaticFiles
@@ -11,13 +12,17 @@ from unfreeze.deliver.pages import WEB
 from unfreeze.deliver.web.guard import Guard, Guarded
 
 
-def create_app(pages: Iterable[APIRouter], guard: Guard) -> FastAPI:
+def create_app(
+    pages: Iterable[APIRouter],
+    guard: Guard,
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
+) -> FastAPI:
     """The application of these pages: nothing of it can be reached but through the guard.
 
-    A page is a router: `review.page(...)` today. Styles and scripts come from the package; nothing is loaded from a
-    network.
+    A page is a router: that of `review.page(...)`, those of the studio. Styles and scripts come from the package;
+    nothing is loaded from a network. lifespan: what is done before the first request and after the last.
     """
-    app = FastAPI(title="unfreeze", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="unfreeze", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     for page in pages:
         app.include_router(page)
     app.mount("/static", StaticFiles(directory=WEB / "static"), name="static")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 import secrets
 import socket
 from dataclasses import dataclass, field
@@ -34,13 +35,15 @@ def _token() -> str:
 @dataclass(frozen=True)
 class Guard:
     """The rules of one server. host, port: what it listens on. token: in the address, then in a cookie. form_token: in
-    the page, sent back as `X-Unfreeze-Token` with all that changes something.
+    the page, sent back as `X-Unfreeze-Token` with all that changes something. uploads: patterns of whole paths to which
+    more than MAX_BODY may be sent, and how many bytes.
     """
 
     host: str
     port: int
     token: str = field(default_factory=_token, repr=False)
     form_token: str = field(default_factory=_token, repr=False)
+    uploads: tuple[tuple[str, int], ...] = ()
 
     @property
     def cookie(self) -> str:
@@ -74,6 +77,10 @@ class Guard:
             return False
         return headers.get("sec-fetch-site", "none") in ("same-origin", "none")
 
+    def most(self, path: str) -> int:
+        """How many bytes may be sent to a path."""
+        return next((most for pattern, most in self.uploads if re.fullmatch(pattern, path)), MAX_BODY)
+
     def has_cookie(self, headers: Headers) -> bool:
         """Whether the request carries the token."""
         try:
@@ -99,7 +106,7 @@ class Guarded:
         if refusal is not None:
             await refusal(scope, receive, _with_headers(send))
             return
-        await self.app(scope, _limited(receive), _with_headers(send))
+        await self.app(scope, _limited(receive, self.guard.most(scope["path"])), _with_headers(send))
 
     def _refusal(self, scope: Scope) -> PlainTextResponse | None:
         headers, guard = Headers(scope=scope), self.guard
@@ -109,7 +116,7 @@ class Guarded:
         if not guard.same_origin(headers) and not (entering and headers.get("sec-fetch-mode") == "navigate"):
             return PlainTextResponse("Refused: another page asked for this.\n", 403)
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > MAX_BODY:
+        if not length.isdecimal() or int(length) > guard.most(scope["path"]):
             return PlainTextResponse("Refused: too large.\n", 413)
         if scope["method"] not in _SAFE and not _equal(headers.get("x-unfreeze-token", ""), guard.form_token):
             return PlainTextResponse("Refused: reload the page and try again.\n", 403)
@@ -148,7 +155,7 @@ def _equal(given: str, token: str) -> bool:
     return hmac.compare_digest(given.encode("utf-8", "replace"), token.encode())
 
 
-def _limited(receive: Receive) -> Receive:
+def _limited(receive: Receive, most: int) -> Receive:
     """A body without a stated length is cut off too."""
     seen = 0
 
@@ -156,7 +163,7 @@ def _limited(receive: Receive) -> Receive:
         nonlocal seen
         message = await receive()
         seen += len(message.get("body", b""))
-        return {"type": "http.disconnect"} if seen > MAX_BODY else message
+        return {"type": "http.disconnect"} if seen > most else message
 
     return limited
 
@@ -166,7 +173,7 @@ def _with_headers(send: Send) -> Send:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             for name, value in _HEADERS.items():
-                headers[name] = value
+                headers.setdefault(name, value)  # a page of its own, as a report is, states its own policy
             headers.setdefault("Cache-Control", "no-store")
         await send(message)
 

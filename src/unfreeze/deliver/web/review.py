@@ -29,8 +29,8 @@ class Decision(BaseModel):
     label: str = Field(default="", max_length=10_000)
 
 
-def page(deck: Deck, guard: Guard) -> APIRouter:
-    """The routes of the review page."""
+def page(deck: Deck, guard: Guard, base: str = "", back: str = "") -> APIRouter:
+    """The routes of the review page. base: where they are mounted, as `/runs/masks/review`; back: a page to return to."""
     router = APIRouter()
     environment = templates()
 
@@ -46,6 +46,8 @@ def page(deck: Deck, guard: Guard) -> APIRouter:
             deck=deck.described(),
             judged=deck.judged,
             form_token=guard.form_token,
+            base=base,
+            back=back,
         )
 
     @router.get("/photos/{row}/{size}.jpg")

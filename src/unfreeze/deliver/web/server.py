@@ -36,18 +36,19 @@ def serve_review(
     how many verdicts there are, and the command that obeys them. Raises RunError, VerdictsError, SourceError.
     """
     deck = open_deck(run, verdicts, limit, reporter)
-    with _listening(host, port) as listener:
+    with listening(host, port) as listener:
         guard = Guard(host, listener.getsockname()[1])
         app = create_app([review.page(deck, guard)], guard)
         if ready:
             ready(guard.address)
         if open_browser:
             webbrowser.open(guard.address)
-        _serve(app, listener)
+        serve(app, listener)
     return len(deck.verdicts), fit_command(deck.run, deck.file)
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens there; port 0 is any that is free. RunError if it cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -63,7 +64,8 @@ def _listening(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _serve(app: FastAPI, listener: socket.socket) -> None:
+def serve(app: FastAPI, listener: socket.socket) -> None:
+    """Answers on the socket until Ctrl-C or SIGTERM."""
     import uvicorn
 
     config = uvicorn.Config(

@@ -74,18 +74,37 @@ def contributions(
     A head reads the root of the views' mean. Where the mirror image is one of them, a feature's part is shared
     between the views by the size of what each saw, and the mirror image's share is laid where it is in the photo.
     """
-    weights, bias = blended(heads, [part.width for part in features.parts])
+    names = [part.blocks for part in features.parts]
+    seen = [_by_view(part, rows) for part in features.parts]
+    return contributions_of(seen, names, heads, grids, views, reference, placed)
+
+
+def contributions_of(
+    seen: Sequence[Sequence[F32]],
+    blocks: Sequence[Sequence[tuple[str, int]]],
+    heads: Sequence[LinearHead],
+    grids: Sequence[int],
+    views: Sequence[str],
+    reference: Sequence[F32] | None = None,
+    placed: Sequence[Sequence[int]] | None = None,
+) -> Contributions:
+    """As `contributions`, of features in memory: for each input and view float32 (n, D), as the engine gave them.
+
+    blocks: for each input the names and widths of its blocks, in column order.
+    """
+    weights, bias = blended(heads, [sum(width for _, width in own) for own in blocks])
     base, found = bias.copy(), []
-    for i, (part, grid, weight) in enumerate(zip(features.parts, grids, weights, strict=True)):
-        zero = np.zeros(part.width, np.float32) if reference is None else reference[i]
+    for i, (values, own, grid, weight) in enumerate(zip(seen, blocks, grids, weights, strict=True)):
+        zero = np.zeros(len(weight), np.float32) if reference is None else reference[i]
         base += zero.astype(np.float64) @ weight
-        seen = _by_view(part, rows)
-        for b, ((name, width), start) in enumerate(zip(part.blocks, _starts(part), strict=True)):
+        photos = len(values[0])
+        for b, ((name, width), start) in enumerate(zip(own, _starts(own), strict=True)):
             count = width if placed is None else placed[i][b]
             block, cells = slice(start, start + width), slice(start, start + count)
             rest = slice(start + count, start + width)
-            total, whole = np.zeros((len(rows), len(bias), grid, grid)), np.zeros((len(rows), len(bias)))
-            for view, share in zip(views, _view_shares(seen, block), strict=True):
+            total = np.zeros((photos, len(bias), grid, grid))
+            whole = np.zeros((photos, len(bias)))
+            for view, share in zip(views, _view_shares(list(values), block), strict=True):
                 value = share - zero[block] / len(views)
                 one = _maps(value[:, :count], weight[cells], grid)
                 total += one[..., ::-1] if view == "flip" else one
@@ -167,5 +186,5 @@ def _maps(value: NDArray[np.floating], weight: F64, grid: int) -> F64:
     return np.einsum("nkg,kgc->ncg", by_cell, weights, optimize=True).reshape(n, weight.shape[1], grid, grid)
 
 
-def _starts(part: Features) -> list[int]:
-    return np.cumsum([0, *(width for _, width in part.blocks)])[:-1].tolist()
+def _starts(blocks: Sequence[tuple[str, int]]) -> list[int]:
+    return np.cumsum([0, *(width for _, width in blocks)])[:-1].tolist()

@@ -221,7 +221,7 @@ def _load(
         if content_key(data) != (int(key[0]), int(key[1])):
             return "its content changed while it was read"
         p = preprocessing
-        return load_square(data, p.size, p.crop, max_pixels, file, p.resample, p.squash, box)
+        return load_square(data, p.size, p.crop, max_pixels, file, p.resample, p.squash, box, p.gray)
     except PhotoError as error:
         return error.reason
 

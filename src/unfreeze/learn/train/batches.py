@@ -167,7 +167,7 @@ class PixelBatches(_Set):
         if augment not in AUGMENTS:
             raise RecipeError(f"train.augment = '{augment}': no such augmentation.{nearest(augment, AUGMENTS)}")
         p = preprocessing
-        if pixels.frame != Frame(p.size, p.crop, p.resample, p.squash, p.face):
+        if pixels.frame != Frame(p.size, p.crop, p.resample, p.squash, p.face, p.gray):
             raise ValueError(f"pixels stored for {pixels.frame} do not serve {preprocessing}")
         if (pixels.places[self.rows, 0] < 0).any():
             raise ValueError("some rows have no pixels; leave out those in `failed` and unreadable ones")

@@ -19,7 +19,9 @@ from unfreeze.core.runs import Member, Run
 from unfreeze.core.work import cores
 from unfreeze.learn.train.finetune import model_file
 from unfreeze.learn.train.plan import Plan
+from unfreeze.learn.train.shown import shown, views_to_keep
 from unfreeze.learn.train.tuning import Setting, photos_of, predicted, prepare_photos
+from unfreeze.learn.tta import Seen
 from unfreeze.model.tuned import Tuned
 
 
@@ -62,7 +64,7 @@ class TunedModels:
         files: list[Path],
         keys: NDArray[np.uint64],
         readable: NDArray[np.bool_],
-        views: tuple[str, ...],
+        seen: Seen,
         max_pixels: int,
         reporter: Reporter,
         squares: NDArray[np.float64] | None = None,
@@ -71,7 +73,8 @@ class TunedModels:
 
         files, keys, readable: (n,), from the first look. squares: as of `compute_features`.
         """
-        setting = self.setting.seeing(views)
+        views, s = seen.looks, self.settings
+        setting = self.setting.seeing((*views, *views_to_keep(self.setting, seen.further, views)))
         failed = prepare_photos(setting, files, keys, readable, max_pixels, reporter, squares)
         good = readable.copy()
         good[list(failed)] = False
@@ -79,7 +82,9 @@ class TunedModels:
         out = np.full((len(keys), self.classes), np.nan)
         if len(rows):
             none = np.zeros(len(rows), np.int64)
-            photos = photos_of(setting, keys, good)(rows, none, self.classes, self.settings, 0, "none")
+            plain = self.setting.seeing(views)
+            sets = [photos_of(plain, keys, good)(rows, none, self.classes, s, 0, "none")]
+            sets += [shown(setting, keys, rows, view, views, self.classes, s) for view in seen.further]
             plan = Plan(memory_format="channels_last")
             before = torch.get_num_threads()
             torch.set_num_threads(cores())
@@ -87,15 +92,17 @@ class TunedModels:
                 with reporter.bar("Predicting with each fold's network", len(self.files)) as advance:
                     total = np.zeros((len(rows), self.classes))
                     for file in self.files:
-                        model = self._network(file).to(plan.fabric().device)
-                        total += predicted(model, photos, views, self.settings.batch, plan, reporter)
+                        model = self.network(file).to(plan.fabric().device)
+                        for photos in sets:
+                            total += predicted(model, photos, views, s.batch, plan, reporter) / len(sets)
                         advance(1)
             finally:
                 torch.set_num_threads(before)
             out[rows] = total / len(self.files)
         return out, failed
 
-    def _network(self, file: Path) -> Tuned:
+    def network(self, file: Path) -> Tuned:
+        """One fold's network with its trained weights, of `files`. RunError where they do not fit."""
         with torch.random.fork_rng(devices=[]):
             model = self.setting.network(self.classes)
         try:

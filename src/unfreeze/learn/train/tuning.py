@@ -206,7 +206,7 @@ class Setting:
     def frame(self) -> Frame:
         """The square of pixels that is kept of a photo."""
         p = self.preprocessing
-        return Frame(p.size, p.crop, p.resample, p.squash, p.face)
+        return Frame(p.size, p.crop, p.resample, p.squash, p.face, p.gray)
 
     @property
     def added_views(self) -> tuple[str, ...]:
@@ -220,8 +220,9 @@ class Setting:
 
     def front_or_whole(self) -> dict[str, Any]:
         """What run.json says of the network that was trained."""
-        face = {"face": self.preprocessing.face} if self.preprocessing.face else {}
-        return {**self.key(), "weights": self.backbone.weights.identity(), "views": list(self.views), **face}
+        p = self.preprocessing
+        shown = {**({"face": p.face} if p.face else {}), **({"gray": True} if p.gray else {})}
+        return {**self.key(), "weights": self.backbone.weights.identity(), "views": list(self.views), **shown}
 
     def key(self) -> dict[str, Any]:
         """Names the network, what of it trains and its input, as JSON: what its speed depends on."""

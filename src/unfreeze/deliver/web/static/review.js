@@ -4,6 +4,7 @@ const at = (id) => document.getElementById(id);
 const source = at("deck");
 const deck = JSON.parse(source.textContent);
 const token = source.dataset.token;
+const base = source.dataset.base; // where the page is mounted; empty if it stands alone
 let index = 0;
 let busy = false;
 
@@ -41,7 +42,7 @@ function showCard() {
   at("done").hidden = true;
   at("card").hidden = false;
   const photo = at("photo");
-  photo.src = `/photos/${card.id}/large.jpg`;
+  photo.src = `${base}/photos/${card.id}/large.jpg`;
   photo.alt = `The photo in question, labelled ${card.label}`;
   at("path").textContent = card.path;
   at("place").textContent = `Suspect ${index + 1} of ${deck.cards.length}`;
@@ -92,7 +93,7 @@ function showCard() {
     const item = element("li");
     const box = element("div", undefined, "photo");
     const picture = element("img");
-    picture.src = `/photos/${mate.id}/small.jpg`;
+    picture.src = `${base}/photos/${mate.id}/small.jpg`;
     picture.loading = "lazy";
     picture.alt = `Another photo of its group, labelled ${mate.label}`;
     box.append(picture);
@@ -102,7 +103,7 @@ function showCard() {
   at("previous").disabled = index === 0;
   at("undo").disabled = deck.done === 0;
   const following = deck.cards[index + 1];
-  if (following) new Image().src = `/photos/${following.id}/large.jpg`;
+  if (following) new Image().src = `${base}/photos/${following.id}/large.jpg`;
   said(`Suspect ${index + 1} of ${deck.cards.length}: labelled ${card.label}, suggested ${card.suggested}. ${decided(verdict)}`);
 }
 
@@ -154,13 +155,13 @@ async function send(address, body) {
 async function decide(verdict, label) {
   const card = deck.cards[index];
   if (!card) return;
-  if (await send("/verdicts", { id: card.id, verdict, label: label || "" })) move(1);
+  if (await send(base + "/verdicts", { id: card.id, verdict, label: label || "" })) move(1);
 }
 
 const relabel = (name) => (name === deck.cards[index]?.label ? decide("keep") : decide("relabel", name));
 
 async function undo() {
-  const told = await send("/verdicts/undo", {});
+  const told = await send(base + "/verdicts/undo", {});
   if (!told) return;
   const place = deck.cards.findIndex((card) => card.id === told.id);
   if (place >= 0) index = place;

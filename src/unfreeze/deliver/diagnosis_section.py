@@ -1,0 +1,95 @@
+"""The report's section on a diagnosis: what may lie between validation and test, the gravest first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from unfreeze.deliver.plots import gain_bars, score
+
+Row = dict[str, Any]
+FILE = "diagnosis.json"
+MAX_BYTES = 50_000_000
+_KEYS = ("name", "severity", "evidence", "cost", "remedy", "command", "measured")
+_WORDS = {"error": "grave", "warning": "look at it", "info": "worth a word", "none": "nothing found"}
+
+
+def read_diagnosis(run: Path) -> Row | None:
+    """What `unfreeze diagnose` left in the run folder; None if it left nothing whole."""
+    try:
+        if (run / FILE).stat().st_size > MAX_BYTES:
+            return None
+        read = json.loads((run / FILE).read_text("utf-8"))
+        whole = all(all(key in cause for key in _KEYS) for cause in read["causes"])
+        figures = [cause["cost"] for cause in read["causes"] if cause["cost"]] + [read["score"]]
+        figures += [read[key] for key in ("expected", "real") if read[key]]
+        whole = whole and all(isinstance(f[end], int | float) for f in figures for end in ("value", "low", "high"))
+        return read if whole and isinstance(read["sentence"], str) and isinstance(read["test"], str) else None
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return None
+
+
+def diagnosis(read: Row | None) -> Row | None:
+    """The section's context, or None where the run was not diagnosed. read: as `read_diagnosis` gives it."""
+    if read is None or not read["causes"]:
+        return None
+    causes = [
+        {
+            "name": str(cause["name"]),
+            "severity": str(cause["severity"]),
+            "word": _WORDS.get(str(cause["severity"]), "") if cause["measured"] else "not measured",
+            "cost": _cost(cause["cost"]),
+            "evidence": str(cause["evidence"]),
+            "remedy": str(cause["remedy"]),
+            "command": str(cause["command"]),
+        }
+        for cause in read["causes"]
+    ]
+    grave = [cause for cause in causes if cause["severity"] in ("error", "warning")]
+    sized = [
+        (str(cause["name"]).partition(": ")[2] or str(cause["name"]), cause["cost"])
+        for cause in read["causes"]
+        if cause["cost"] and cause["severity"] != "none" and cause["cost"]["value"] > 0
+    ]
+    return {
+        "finding": _finding(read, grave),
+        "scores": _scores(read),
+        "grave": grave,
+        "others": [cause for cause in causes if cause not in grave],
+        "plot": gain_bars("diagnosis", sized) if sized else "",
+        "notes": [str(note) for note in read.get("notes", [])],
+        "test": read["test"],
+    }
+
+
+def _finding(read: Row, grave: list[Row]) -> str:
+    if not grave:
+        against = " between validation and test" if read["test"] else ""
+        return f"Nothing that was measured gives cause for alarm{against}."
+    first = grave[0]
+    cost = f", at {first['cost']} of macro F1" if first["cost"] else ""
+    more = len(grave) - 1
+    beside = f"; {more} more to look at" if more else ""
+    return f"First look at {first['name']}{cost}{beside}."
+
+
+def _scores(read: Row) -> list[Row]:
+    """Macro F1 out of fold, as expected of the test photos, and real."""
+    rows = [("out of fold", read["score"])]
+    if read["expected"]:
+        rows.append((f"to expect of {read['test']}", read["expected"]))
+    if read["real"]:
+        rows.append((f"real, of {read['test']}", read["real"]))
+    return [{"name": name, **figure} for name, figure in rows]
+
+
+def _cost(cost: Row | None) -> str:
+    if cost is None:
+        return ""
+    ends = " to ".join(_signed(cost[end]) for end in ("low", "high"))
+    return f"{_signed(cost['value'])} ({ends})"
+
+
+def _signed(value: float) -> str:
+    return f"{'−' if value < 0 else '+'}{score(abs(value))}"

@@ -1,0 +1,43 @@
+"""What a served run counts, as Prometheus text; nothing of a photo is in it."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.process_collector import ProcessCollector
+
+from unfreeze.deliver.web.serving_limits import KINDS
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0)
+_PHOTOS = (1, 2, 4, 8, 16, 32, 64)
+PATHS = ("/", "/predict", "/explain", "/healthz", "/metrics", "/docs", "/openapi.json")
+
+
+class Metrics:
+    """One server's counters, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        own = {"registry": self.registry}
+        self.requests = Counter("unfreeze_requests", "Requests answered.", ("path", "status"), **own)
+        self.errors = Counter("unfreeze_errors", "Requests and photos refused, by reason.", ("kind",), **own)
+        self.photos = Counter("unfreeze_photos", "Photos predicted.", **own)
+        self.batches = Histogram("unfreeze_batch_photos", "Photos in a batch.", buckets=_PHOTOS, **own)
+        self.inference = Histogram("unfreeze_inference_seconds", "Time of a batch.", buckets=_SECONDS, **own)
+        self.latency = Histogram(
+            "unfreeze_request_seconds", "From a request's head to its answer.", ("path",), buckets=_SECONDS, **own
+        )
+        self.waiting = Gauge("unfreeze_queue_photos", "Photos waiting or being predicted.", **own)
+        self.held = Gauge("unfreeze_queue_bytes", "Bytes of requests and photos held.", **own)
+        for kind in KINDS:
+            self.errors.labels(kind)
+        ProcessCollector(registry=self.registry)
+
+    def answered(self, path: str, status: int, seconds: float) -> None:
+        """Counts an answer; unknown paths are one."""
+        known = path if path in PATHS else "/static" if path.startswith("/static/") else "other"
+        self.requests.labels(known, str(status)).inc()
+        self.latency.labels(known).observe(seconds)
+
+    def text(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self.registry)

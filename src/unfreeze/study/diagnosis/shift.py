@@ -1,0 +1,280 @@
+"""Shift: test photos that look otherwise, in other class shares, and the score that is to be expected of them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unfreeze.core.errors import UnfreezeError
+from unfreeze.data.looks import Looks
+from unfreeze.judge.metrics import macro_f1, out_of_fold_scores
+from unfreeze.judge.priors import Expected, expected_score
+from unfreeze.judge.resampling import group_weights, interval, weighted_confusion
+from unfreeze.study.against import PLAIN, SLIGHT, Against, against
+from unfreeze.study.diagnosis.case import Case, TestSet
+from unfreeze.study.diagnosis.cause import Cause, Figure, Severity, graver, milder, not_measured, severity_of, told
+
+Rows = NDArray[np.int64]
+F64 = NDArray[np.float64]
+LOOK, SHARES, STORED, LEFT = (
+    "shift: the test photos look different",
+    "shift: other class shares in the test photos",
+    "shift: the test files are stored otherwise",
+    "unexplained: the rest of the gap to the test score",
+)
+
+# Weights of the training photos are believed if they leave as many photos' worth, and this share.
+_WORTH, _SHARE = 50, 0.1
+# Total variation distance of class shares from which a sure difference is worth a word.
+_DISTANCE = 0.05
+# Share of photos that must be stored otherwise.
+_STORED = 0.2
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """expected: by the run's own calibrated probabilities. real: scores of the test photos where labels are known."""
+
+    expected: Expected | str
+    real: dict[str, Any] | None
+
+
+def foresee(case: Case) -> Foreseen:
+    """The test score to expect, and the real one where labels are known."""
+    answers = case.answers
+    if case.test is None or isinstance(answers, str):
+        return Foreseen(str(answers), None)
+    good = np.isfinite(answers.mean).all(1) & np.isfinite(answers.voices).all(1)
+    if good.sum() < 10:
+        return Foreseen(f"{int(good.sum())} test photos are too few", None)
+    rows = case.inside
+    expected = expected_score(
+        case.proba[rows],
+        case.labels[rows],
+        case.units[rows],
+        case.folds[rows],
+        answers.voices[good],
+        case.test.groups[good],
+        seed=case.run.recipe.seed,
+    )
+    real = None
+    if case.test.labelled:
+        real = out_of_fold_scores(
+            case.test.labels[good], answers.mean[good], case.test.groups[good], case.run.classes, resamples=500
+        )
+    return Foreseen(expected, real)
+
+
+def shift(case: Case, foreseen: Foreseen) -> list[Cause]:
+    """Rows of look, shares and storage; and what is left unexplained where the real test score is known."""
+    if case.test is None:
+        return [not_measured(name, str(case.answers)) for name in (LOOK, SHARES, STORED)]
+    found = [_look(case, case.test, foreseen), _shares(case, foreseen), _stored(case, case.test)]
+    if foreseen.real and not isinstance(foreseen.expected, str):
+        found.append(_left(foreseen.expected, foreseen.real))
+    return found
+
+
+def _shares(case: Case, foreseen: Foreseen) -> Cause:
+    expected = foreseen.expected
+    if isinstance(expected, str):
+        return not_measured(SHARES, expected)
+    told_classes = np.flatnonzero(expected.told)
+    sure = bool(len(told_classes)) and expected.distance >= _DISTANCE
+    details = {
+        "shares": expected.shares,
+        "training": expected.training.tolist(),
+        "told": expected.told.tolist(),
+        "distance": expected.distance,
+    }
+    if not sure:
+        return Cause(
+            SHARES,
+            "none",
+            f"The estimated class shares of the test photos do not surely differ from those of training (total "
+            f"variation {expected.distance:.2f}).",
+            None,
+            details=details,
+        )
+    most = int(max(told_classes, key=lambda c: abs(expected.shares[c]["value"] - expected.training[c])))
+    share = expected.shares[most]
+    return Cause(
+        SHARES,
+        graver(severity_of(expected.by_shares), "info"),
+        f"The class shares of the test photos differ: '{case.run.classes[most]}' is {share['value']:.0%} "
+        f"({share['low']:.0%} to {share['high']:.0%}) of them and {expected.training[most]:.0%} of training; "
+        f"under these shares macro F1 is {told(expected.by_shares, True)} lower.",
+        expected.by_shares,
+        "Judge with the shares that you will meet; if the test shares are real, weigh the probabilities by them "
+        "(unfreeze.judge.priors.adjusted).",
+        details={**details, "class": most},
+    )
+
+
+def _look(case: Case, test: TestSet, foreseen: Foreseen) -> Cause:
+    """Told apart by a classifier, once the class shares are alike; its cost is what the model doubts more."""
+    if case.gone:
+        return not_measured(LOOK, case.gone)
+    try:
+        found = against(_alike(case, foreseen), test.photos, case.run.recipe, case.reporter)
+    except UnfreezeError as error:
+        return not_measured(LOOK, str(error).rstrip("."))
+    expected = foreseen.expected
+    cost = None if isinstance(expected, str) else expected.by_doubt
+    weighed = _weighed(case, found)
+    details: dict[str, Any] = {"auc": found.json(10)["auc"], "halves": list(found.halves), "weighted": weighed}
+    details["least_alike"] = found.test.head(10).to_dict("records")
+    sentence = found.sentence.rstrip(".")
+    if not found.apart or found.result.auc < SLIGHT:
+        if cost and severity_of(cost) == "error":  # the model is less sure, though features are not told apart
+            text = f"{sentence}; yet the model is less sure of them, which would cost {told(cost, True)} of macro F1"
+            return Cause(LOOK, "warning", f"{text}.", cost, _REMEDY, _command(case, test), details=details)
+        return Cause(LOOK, "none", f"{sentence}.", None, details=details)
+    plain: Severity = "warning" if found.result.auc >= PLAIN else "info"
+    tail = f"; by its own doubt the model scores {told(cost, True)} less on them" if cost else ""
+    if weighed:
+        tail += f" (training photos weighed to look like them: {told(weighed['cost'], True)} less)"
+    return Cause(
+        LOOK,
+        graver(severity_of(cost), plain),
+        f"{sentence}{tail}.",
+        cost,
+        _REMEDY,
+        _command(case, test),
+        details=details,
+    )
+
+
+_REMEDY = (
+    "Look at the photos least like the other set: another camera, light, crop or kind; gather training photos like "
+    "them, or augment towards them."
+)
+
+
+def _command(case: Case, test: TestSet) -> str:
+    source = shlex.quote(case.run.recipe.source.path or "SOURCE")
+    there = test.name if not test.name.startswith("the run's") else "TEST"
+    return f"unfreeze check {source} --against {shlex.quote(there)} --report shift.html"
+
+
+def _alike(case: Case, foreseen: Foreseen) -> Any:
+    """The training photos; drawn to the test photos' class shares where these differ, so that look is told alone."""
+    rows = case.inside
+    expected = foreseen.expected
+    if not isinstance(expected, str) and expected.told.any() and expected.distance >= _DISTANCE:
+        wanted = np.array([s["value"] for s in expected.shares])
+        counts = np.bincount(case.labels[rows], minlength=case.classes)
+        common = wanted > 0.02  # a class that the test set hardly has would leave nothing of the others
+        size = float((counts[common] / wanted[common]).min())
+        draws, kept = np.random.default_rng(case.run.recipe.seed), []
+        for c in range(case.classes):
+            own = rows[case.labels[rows] == c]
+            kept.append(draws.permutation(own)[: round(min(len(own), size * wanted[c]))])
+        drawn = np.sort(np.concatenate(kept))
+        if len(drawn) >= 40:
+            rows = drawn
+    table = case.photos.table.iloc[rows].reset_index(drop=True)
+    return case.photos.with_table(table)
+
+
+def _weighed(case: Case, found: Against) -> dict[str, Any] | None:
+    """Macro F1 out of fold with photos weighed by how much they look like test photos (Shimodaira 2000), where the
+    weights leave enough photos to say anything."""
+    known = found.training.set_index("path")["probability"]
+    paths = case.photos.table["path"].to_numpy()
+    rows = case.inside[np.isin(paths[case.inside], known.index)]
+    p = np.clip(known.loc[paths[rows]].to_numpy(np.float64), 1e-3, 1 - 1e-3)
+    weight = p / (1 - p)
+    worth = float(weight.sum() ** 2 / (weight**2).sum())
+    if worth < max(_WORTH, _SHARE * len(rows)):
+        return None
+    labels, called = case.labels[rows], case.proba[rows].argmax(1)
+
+    def lost(draw: F64) -> float:
+        plain = macro_f1(weighted_confusion(labels, called, case.classes, draw))
+        return float(plain - macro_f1(weighted_confusion(labels, called, case.classes, draw * weight)))
+
+    drawn = np.array([lost(w) for w in group_weights(case.units[rows], 300, case.run.recipe.seed)])
+    return {"cost": interval(lost(np.ones(len(rows))), drawn), "worth_photos": worth}
+
+
+def _stored(case: Case, test: TestSet) -> Cause:
+    """EXIF orientation, mode, format and size of the files, training against test."""
+    if case.gone:
+        return not_measured(STORED, case.gone)
+    rows = case.inside
+    differences: dict[str, tuple[float, str]] = {}
+    for name, read in _PROPERTIES.items():
+        first, second = read(case.looks)[rows], read(test.looks)
+        values = sorted(set(first.tolist()) | set(second.tolist()))
+        shares = [(float((first == v).mean()), float((second == v).mean()), v) for v in values]
+        distance = sum(abs(a - b) for a, b, _ in shares) / 2
+        noise = np.sqrt(len(values) / len(first) + len(values) / len(second))
+        if distance >= _STORED and distance > noise:
+            a, b, value = max(shares, key=lambda s: abs(s[0] - s[1]))
+            differences[name] = distance, f"{name} {value}: {a:.0%} of the training and {b:.0%} of the test photos"
+    sizes = [np.sqrt(look.width.astype(float) * look.height) for look in (case.looks, test.looks)]
+    one, other = float(np.median(sizes[0][rows])), float(np.median(sizes[1]))
+    if max(one, other) > 1.5 * min(one, other) and _auc(sizes[0][rows], sizes[1]) > 0.8:
+        differences["size"] = 1.0, f"size: {one:.0f} px in training and {other:.0f} px in the test photos (median side)"
+    details = {name: text for name, (_, text) in differences.items()}
+    if not differences:
+        return Cause(STORED, "none", "Orientation, mode, format and size of the files are those of training.")
+    severity: Severity = "warning" if set(differences) & {"EXIF orientation", "mode"} else "info"
+    return Cause(
+        STORED,
+        severity,
+        f"The test files differ: {'; '.join(details.values())}.",
+        None,
+        "Orientation and mode are undone before a photo is seen; make sure that your own program does so too, and that "
+        "the photos were not scaled or recoded on their way.",
+        details=details,
+    )
+
+
+def _text(looks: Looks, name: str) -> NDArray[np.str_]:
+    return np.char.decode(looks.measures[name], "ascii")
+
+
+_PROPERTIES: dict[str, Callable[[Looks], NDArray[Any]]] = {
+    "EXIF orientation": lambda looks: looks.measures["orientation"].astype(str),
+    "mode": lambda looks: _text(looks, "mode"),
+    "format": lambda looks: _text(looks, "format"),
+    "shape": lambda looks: np.where(
+        looks.width > 1.05 * looks.height, "wide", np.where(looks.height > 1.05 * looks.width, "tall", "square")
+    ),
+}
+
+
+def _auc(one: F64, other: F64) -> float:
+    """How surely the two differ: 1 where every value of one lies above all of the other, either way round."""
+    ranked = np.sort(one)
+    share = float(
+        (np.searchsorted(ranked, other, "left") + np.searchsorted(ranked, other, "right")).mean() / 2 / len(one)
+    )
+    return max(share, 1 - share)
+
+
+def _left(expected: Expected, real: dict[str, Any]) -> Cause:
+    """What the real score lies under the expected one by."""
+    gap: Figure = {
+        "value": expected.macro_f1["value"] - real["macro_f1"]["value"],
+        "low": expected.macro_f1["low"] - real["macro_f1"]["high"],
+        "high": expected.macro_f1["high"] - real["macro_f1"]["low"],
+    }
+    beside = f"expected {told(expected.macro_f1)}, real {told(real['macro_f1'])}, out of fold {expected.judged:.3f}"
+    severity = milder(severity_of(gap), "warning")
+    if severity in ("none", "info"):
+        return Cause(LEFT, severity, f"The test score is near what was expected: {beside}.", gap)
+    return Cause(
+        LEFT,
+        severity,
+        f"The test score lies under what shares and doubt explain: {beside}; the model is surely wrong, or labels are.",
+        gap,
+        "Look at the rows above with a cost; check the test labels, and that a class means the same in both sets.",
+    )
