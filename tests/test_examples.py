@@ -89,3 +89,38 @@ def test_train_the_last_stages(photos: Path, tmp_path: Path, monkeypatch, capsys
     assert re.search(r"the probe: macro F1 [01]\.\d{3}", said) and "its last stages trained: " in said
     assert re.search(r"training changed it by [+-]0\.\d{3} \(95 %: [+-]", said)
     assert "blue/g200_0.jpg" in said
+
+
+def test_gray_or_colour(photos: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    run_example("07", photos, tmp_path / "runs", monkeypatch=monkeypatch)
+    said = capsys.readouterr().out
+    assert len(re.findall(r"^(rgb|gray) +macro F1 [01]\.\d{3} \(", said, flags=re.M)) == 2
+    assert "gray costs " in said  # colour alone tells these photos' classes
+    assert (tmp_path / "runs" / "compare.html").is_file() and (tmp_path / "runs" / "gray" / "run.json").is_file()
+
+
+def test_freeze_or_train_it_all(photos: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    pattern = r"(?P<group>[^/_]+)_[^/]*$"
+    run_example("08", photos, tmp_path / "runs", pattern, "1", "64", monkeypatch=monkeypatch)
+    said = capsys.readouterr().out
+    assert re.search(r"^freeze +macro F1 [01]\.\d{3} in \d+ s$", said, flags=re.M)
+    assert re.search(r"better in \d of 3 folds, worse in \d$", said, flags=re.M)
+    assert said.splitlines()[-1].startswith("train it all ")
+
+
+def test_which_backbone(photos: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    run_example("09", photos, tmp_path / "runs", r"(?P<group>[^/_]+)_[^/]*$", "64", monkeypatch=monkeypatch)
+    said = capsys.readouterr().out
+    assert re.search(r"^tf_efficientnet_lite0: macro F1 [01]\.\d{3}$", said, flags=re.M)
+    assert "\nresnet18, untrained " in said and re.search(r"differs most in '(red|green|blue)': F1 ", said)
+
+
+def test_over_sampling(tmp_path: Path, monkeypatch, capsys) -> None:
+    source = class_folders(tmp_path / "photos", groups=6)
+    for photo in (source / "blue").iterdir():
+        if int(photo.name[2:4]) >= 5:
+            photo.unlink()
+    run_example("10", source, tmp_path / "runs", monkeypatch=monkeypatch)
+    said = capsys.readouterr().out
+    assert len(re.findall(r"^sampling=(none|over) views=plain", said, flags=re.M)) == 4
+    assert "rarest is 'blue', 10 photos: F1 " in said and "(95 %: " in said

@@ -42,7 +42,11 @@ def _paragraph(text: str, names: list[str]) -> str:
     out: list[list[str]] = [["", ""]]  # name, words
     for line in text.splitlines():
         begins = re.match(rf"(?:{one})(?:, (?:{one}))*: ", line)
-        if not begins and (hanging and not line[:1].isspace() or re.match(r"(?:Raises|Returns)\b", line)) and out[-1][0]:
+        if (
+            not begins
+            and (hanging and not line[:1].isspace() or re.match(r"(?:Raises|Returns)\b", line))
+            and out[-1][0]
+        ):
             out.append(["", ""])
         for k, piece in enumerate(re.split(rf"(?:^|(?<=[.;] ))((?:{one})(?:, (?:{one}))*): ", line)):
             if k % 2:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from unfreeze.deliver.report import write_report
     from unfreeze.deliver.submission import write_submission
     from unfreeze.deliver.web.server import serve_review as review
+    from unfreeze.deliver.web.studio import studio
     from unfreeze.learn.blend import Blend, load
     from unfreeze.learn.classifier import Classifier
     from unfreeze.model.inspect import inspect
@@ -70,6 +71,7 @@ _HOMES = {
     "open": "unfreeze.core.runs:open_run",
     "read": "unfreeze.data.readers",
     "review": "unfreeze.deliver.web.server:serve_review",
+    "studio": "unfreeze.deliver.web.studio",
     "suspects": "unfreeze.study.suspects",
     "vary": "unfreeze.study.vary",
     "write_comparison": "unfreeze.deliver.compare_page",
@@ -104,6 +106,7 @@ __all__ = [
     "open",
     "read",
     "review",
+    "studio",
     "suspects",
     "vary",
     "write_comparison",

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from unfreeze.core.errors import PhotoError
-from unfreeze.data.images import decode, decode_sized, load_square, read_bytes, square
+from unfreeze.data.images import decode, decode_sized, grayed, load_square, read_bytes, square
 
 draw = np.random.default_rng(0)
 

@@ -13,7 +13,7 @@ from unfreeze.core.cache import RowStore, content_key
 from unfreeze.core.errors import StorageError
 from unfreeze.core.progress import Reporter
 from unfreeze.data import pixels as module
-from unfreeze.data.images import MAX_PIXELS, load_square
+from unfreeze.data.images import MAX_PIXELS, grayed, load_square
 from unfreeze.data.pixels import Frame, cached_pixels
 
 FRAME = Frame(56, 0.875)
@@ -192,3 +192,10 @@ def test_a_full_disk_is_one_line(fresh_cache, files, monkeypatch):
     monkeypatch.setattr(RowStore, "append", full)
     with pytest.raises(StorageError, match="full"):
         kept(files)
+
+
+def test_gray_pixels_have_a_store_of_their_own_and_coloured_ones_keep_theirs(fresh_cache, files):
+    colour, gray = kept(files), kept(files, Frame(56, 0.875, gray=True))
+    assert FRAME.about == {"size": 56, "crop": 0.875, "resample": "bicubic", "squash": False}
+    assert gray.store.folder != colour.store.folder
+    assert np.array_equal(gray.read(np.arange(9)), grayed(colour.read(np.arange(9))))

@@ -56,7 +56,9 @@ def test_a_photo_and_its_luminance_are_the_same_to_it(source, pairs, tmp_path, s
     run = fit_here(source, tmp_path / "run", strategy, **WHOLE, **changes, folds__count=2)
     both = told(run, pairs)
     assert np.array_equal(both[:, 0], both[:, 1])
-    colour = told(fit_here(source, tmp_path / "rgb", strategy, **{**WHOLE, "image__color": "rgb"}, folds__count=2), pairs)
+    colour = told(
+        fit_here(source, tmp_path / "rgb", strategy, **{**WHOLE, "image__color": "rgb"}, folds__count=2), pairs
+    )
     assert not np.allclose(colour[:, 0], colour[:, 1])
 
 
@@ -76,7 +78,7 @@ def test_what_names_a_cache_changes_for_gray_only():
     recipe = make_recipe("late")
     gray = recipe.replace(**{"image.color": "gray"})
     one, other = (graphs_of(r)[0] for r in (recipe, gray))
-    assert one.photos() == {"crop": 0.95, "resample": "bicubic", "squash": False}
+    assert one.photos() == {"crop": 0.95, "resample": "bilinear", "squash": False}
     assert other.photos() == {**one.photos(), "gray": True}
     assert one.key() == other.key()  # the converted network is the same
     one, other = (Setting.of(r, settle(r, 100)) for r in (recipe, gray))

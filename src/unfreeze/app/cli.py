@@ -25,6 +25,7 @@ from unfreeze.app import (
     modelling,
     predicting,
     scoring,
+    studying,
 )
 from unfreeze.app.console import complain
 from unfreeze.core.errors import UnfreezeError
@@ -60,6 +61,7 @@ for command in (
     attributes.compare_labels,
     labelling.suspects,
     labelling.review,
+    studying.studio,
     looking.runs,
     modelling.models,
     modelling.inspect,

@@ -126,6 +126,10 @@ def fit(
     compare_random: Annotated[
         bool, typer.Option("--compare-random", help="Also show what a split photo by photo would have promised.")
     ] = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help="Tell rows and scores to mlflow or tensorboard as well; may be given twice.", metavar="NAME"),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Fit anew over a finished run.")] = False,
     json: Json = False,
 ) -> None:
@@ -160,6 +164,7 @@ def fit(
         command=_typed(),
         reporter=voice,
         timings={"read": read_seconds},
+        track=track or (),
     )
     page = write_report(done.path)
     scores = done.scores()

@@ -22,6 +22,8 @@ from unfreeze.core.recipe import Recipe, read_recipe
 from unfreeze.core.tables import Finding, Photos, findings_table
 
 FORMAT = 1
+# What trackers leave: their own numbers of the run, and TensorBoard's event files.
+TRACKING, TENSORBOARD = "tracking.json", "tensorboard"
 # All that a run may hold; --force clears these and nothing else.
 _FILES = [
     "run.json",
@@ -37,6 +39,7 @@ _FILES = [
     "advice.json",
     "diagnosis.json",
     "suspects.json",
+    TRACKING,
     ".lock",
 ]
 _FOLD = re.compile(r"fold-[0-9]+")
@@ -302,6 +305,10 @@ def _clear(path: Path) -> None:
                 file.unlink()
             with contextlib.suppress(OSError):  # not empty: somebody keeps something of their own there
                 folder.rmdir()
+    for file in (path / TENSORBOARD).glob("events.out.tfevents.*"):
+        file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not there, or somebody keeps something of their own in it
+        (path / TENSORBOARD).rmdir()
     for name in [name for name in _FILES if name not in (".lock", "run.json")] + ["run.json"]:
         (path / name).unlink(missing_ok=True)
 

@@ -47,7 +47,8 @@ def _checked(run: Run, file: Path, reporter: Reporter) -> Cause:
     if classifier.sees_faces:
         return not_measured(NAME, "the run sees the square around each face, which an exported file does not find")
     table, root = run.photos(), Path(run.info["root"])
-    table = table[(table["fold"] >= 0) & [(root / path).is_file() for path in table["path"]]]
+    there = np.array([(root / path).is_file() for path in table["path"]], bool)
+    table = table[(table["fold"] >= 0).to_numpy() & there]
     if table.empty:
         return not_measured(NAME, f"the run's photos are no longer in {root}")
     table = table.iloc[np.unique(np.linspace(0, len(table) - 1, PHOTOS).round().astype(int))]
@@ -84,7 +85,8 @@ def _checked(run: Run, file: Path, reporter: Reporter) -> Cause:
     reference = min(said.values(), key=lambda p: float(np.abs(ours - p).mean()))
     largest = float(np.abs(ours - reference).max())
     if largest <= TOLERANCE_BF16:
-        text = f"The file gives the run's probabilities on {len(files)} photos ({runtime}; largest difference {largest:.1g})."
+        off = f"{runtime}; largest difference {largest:.1g}"
+        text = f"The file gives the run's probabilities on {len(files)} photos ({off})."
         return Cause(NAME, "none", text, zero(), details={"largest": largest, "photos": len(files)})
     changed = float((ours.argmax(1) != reference.argmax(1)).mean())
     labels = np.array([run.classes.index(label) for label in table["label"]], np.int64)

@@ -116,38 +116,89 @@ def occlusion_map(
     """
     if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8:
         raise ValueError(f"a photo is uint8 (H, W, 3), not {photo.dtype} {photo.shape}")
+    left, top, right, bottom = box
+    if not (0 <= left < right <= 1 + 1e-9 and 0 <= top < bottom <= 1 + 1e-9):
+        raise ValueError(f"box {box}: is left, top, right, bottom as shares of the photo")
+    cover = filling(photo, fill, patch * (right - left))
+
+    def answer(boxes: Sequence[Box | None]) -> F64:
+        return predict(np.stack([covered(photo, cover, spot, WHOLE) for spot in boxes]))
+
+    return slid(
+        answer, label=label, runner_up=runner_up, cells=cells, patch=patch, box=box, batch=batch, progress=progress
+    )
+
+
+def slid(
+    answer: Callable[[Sequence[Box | None]], F64],
+    *,
+    label: int | None = None,
+    runner_up: int | None = None,
+    cells: int = CELLS,
+    patch: float = PATCH,
+    box: Box = WHOLE,
+    batch: int = BATCH,
+    progress: Callable[[int], None] | None = None,
+) -> HeatMap:
+    """`occlusion_map` for who covers the photo otherwise, as where several networks see different squares of it.
+
+    answer: patches to cover, each a box of the photo or None for the photo as it is -> probabilities float64 (n, C).
+    """
     if cells < 1 or not 1 / cells <= patch <= 1:
         raise ValueError(f"a patch of {patch:g} on {cells} cells a side leaves gaps, or is larger than what is seen")
-    if fill not in FILLS:
-        raise ValueError(f"fill '{fill}': known are {', '.join(FILLS)}")
-    left, top, right, bottom = _pixels(photo, box)
-    cover = np.full_like(photo, _GRAY) if fill == "gray" else blurred(photo, patch * min(right - left, bottom - top))
-    wide, high = patch * (right - left) / 2, patch * (bottom - top) / 2
-    spots = []
+    left, top, right, bottom = box
+    wide, high, spots = patch * (right - left) / 2, patch * (bottom - top) / 2, []
     for row, column in np.ndindex(cells, cells):
         x, y = left + (right - left) * (column + 0.5) / cells, top + (bottom - top) * (row + 0.5) / cells
-        spots.append(
-            (
-                slice(max(round(y - high), round(top)), max(round(min(y + high, bottom)), round(y - high) + 1)),
-                slice(max(round(x - wide), round(left)), max(round(min(x + wide, right)), round(x - wide) + 1)),
-            )
-        )
-    whole = np.asarray(predict(photo[None]), np.float64)[0]
-    first, second = first_two(whole)
-    first = first if label is None else label
-    second = next(c for c in (second, first_two(whole)[0]) if c != first) if runner_up is None else runner_up
+        spots.append((max(x - wide, left), max(y - high, top), min(x + wide, right), min(y + high, bottom)))
+    whole = np.asarray(answer([None]), np.float64)[0]
+    first, second = _compared(whole, label, runner_up)
     margins = np.empty(len(spots))
     for start in range(0, len(spots), batch):
         some = spots[start : start + batch]
-        covered = np.repeat(photo[None], len(some), axis=0)
-        for one, spot in zip(covered, some, strict=True):
-            one[spot] = cover[spot]
-        answers = np.asarray(predict(covered), np.float64)
+        answers = np.asarray(answer(some), np.float64)
         margins[start : start + len(some)] = answers[:, first] - answers[:, second]
         if progress:
             progress(len(some))
     margin = float(whole[first] - whole[second])
     return HeatMap("occlusion", (margin - margins).reshape(cells, cells), first, second, box, margin)
+
+
+def filling(photo: Photo, fill: str, radius: float) -> Photo:
+    """What patches are covered with: uint8 (H, W, 3), 'gray' or the photo 'blur'red; radius: share of its width."""
+    if fill not in FILLS:
+        raise ValueError(f"fill '{fill}': known are {', '.join(FILLS)}")
+    return np.full_like(photo, _GRAY) if fill == "gray" else blurred(photo, radius * photo.shape[1])
+
+
+def covered(square: Photo, cover: Photo, patch: Box | None, shows: Box) -> Photo:
+    """A copy of `square`, which shows the part `shows` of a photo, with the photo's `patch` taken from `cover`.
+
+    Nothing is covered where the patch lies beyond what the square shows; else at least one pixel is.
+    """
+    out = square.copy()
+    if patch is None:
+        return out
+    spans = []
+    for low, high, first, last, side in (
+        (patch[1], patch[3], shows[1], shows[3], square.shape[0]),
+        (patch[0], patch[2], shows[0], shows[2], square.shape[1]),
+    ):
+        if high <= first or low >= last:
+            return out
+        scale = side / (last - first)
+        start = min(max(round((low - first) * scale), 0), side - 1)
+        spans.append(slice(start, min(max(round((high - first) * scale), start + 1), side)))
+    out[spans[0], spans[1]] = cover[spans[0], spans[1]]
+    return out
+
+
+def _compared(probabilities: F64, label: int | None, runner_up: int | None) -> tuple[int, int]:
+    """The class asked about, or the most probable; against the one asked for, or the most probable other one."""
+    first = first_two(probabilities)[0] if label is None else label
+    if runner_up is None:
+        runner_up = next((c for c in np.argsort(-probabilities, kind="stable").tolist() if c != first), first)
+    return first, runner_up
 
 
 def cell_maps(
@@ -204,12 +255,3 @@ def blurred(photo: Photo, radius: float) -> Photo:
     small = image.reduce(shrink) if shrink > 1 else image
     soft = small.filter(ImageFilter.GaussianBlur(radius / 2 / shrink))
     return np.asarray(soft.resize(image.size, Image.Resampling.BILINEAR))
-
-
-def _pixels(photo: Photo, box: Box) -> tuple[float, float, float, float]:
-    """The box in pixels, at least one a side and within the photo."""
-    height, width = photo.shape[:2]
-    left, top, right, bottom = box
-    if not (0 <= left < right <= 1 + 1e-9 and 0 <= top < bottom <= 1 + 1e-9):
-        raise ValueError(f"box {box}: is left, top, right, bottom as shares of the photo")
-    return left * width, top * height, max(right * width, left * width + 1), max(bottom * height, top * height + 1)

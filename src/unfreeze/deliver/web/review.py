@@ -30,7 +30,7 @@ class Decision(BaseModel):
 
 
 def page(deck: Deck, guard: Guard, base: str = "", back: str = "") -> APIRouter:
-    """The routes of the review page. base: where they are mounted, as `/runs/masks/review`; back: a page to return to."""
+    """The routes of the review page. base: where they are mounted, as `/runs/masks/review`; back: where it leads."""
     router = APIRouter()
     environment = templates()
 

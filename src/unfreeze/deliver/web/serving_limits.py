@@ -62,8 +62,8 @@ class Limits:
         )
 
 
-class Refused(Exception):
-    """A request that is not answered with predictions. kind: one of KINDS, what /metrics counts. reason: a line."""
+class RefusedError(Exception):
+    """A request that gets no predictions. kind: one of KINDS, what /metrics counts. reason: a line."""
 
     def __init__(self, kind: str, reason: str) -> None:
         self.kind, self.reason = kind, reason

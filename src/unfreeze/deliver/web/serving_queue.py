@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from unfreeze.core.errors import PhotoError
 from unfreeze.core.work import cores
-from unfreeze.deliver.web.serving_limits import Limits, Refused
+from unfreeze.deliver.web.serving_limits import Limits, RefusedError
 from unfreeze.deliver.web.serving_metrics import Metrics
 from unfreeze.learn.direct import Direct
 from unfreeze.learn.direct_sight import Prepared
@@ -64,9 +64,9 @@ class Held:
     bytes: int = 0
 
     def take(self, photos: int = 0, size: int = 0) -> None:
-        """Refused where the queue is full."""
+        """RefusedError where the queue is full."""
         if self.photos + photos > self.limits.waiting or self.bytes + size > self.limits.held:
-            raise Refused("queue_full", "too much is waiting to be predicted; ask again in a second.")
+            raise RefusedError("queue_full", "too much is waiting to be predicted; ask again in a second.")
         self._count(photos, size)
 
     def give(self, photos: int = 0, size: int = 0) -> None:

@@ -10,13 +10,13 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
-from unfreeze.deliver.web.serving_limits import Limits, Refused
+from unfreeze.deliver.web.serving_limits import Limits, RefusedError
 
 _NAME = 255  # characters of a file's name that are given back
 _HEAD = 8192  # bytes of one part's header line
 
 
-class Gone(Exception):
+class GoneError(Exception):
     """The client went away before all was sent; there is nobody to answer."""
 
 
@@ -66,7 +66,7 @@ class _Parts:
         if not name:
             return
         if len(self.photos) == self.limits.files:
-            raise Refused("too_many_files", f"more than {self.limits.files} files; send them in several requests.")
+            raise RefusedError("too_many_files", f"more than {self.limits.files} files; send them in several requests.")
         self._current = Upload(name[:_NAME], bytearray())
         self.photos.append(self._current)
 
@@ -79,23 +79,23 @@ class _Parts:
 
 
 def boundary_of(headers: Headers) -> bytes:
-    """The boundary of a multipart request. Refused where it is none."""
+    """The boundary of a multipart request. RefusedError where it is none."""
     kind, options = parse_options_header(headers.get("content-type", ""))
     boundary = options.get(b"boundary", b"")
     if kind != b"multipart/form-data":
-        raise Refused(
+        raise RefusedError(
             "not_multipart", "send photos as multipart/form-data, as `curl -F file=@photo.jpg` and HTML forms do."
         )
     if not 0 < len(boundary) <= 200:
-        raise Refused("malformed", "the Content-Type names no boundary, or one that is too long.")
+        raise RefusedError("malformed", "the Content-Type names no boundary, or one that is too long.")
     return boundary
 
 
 async def photos_in(headers: Headers, receive: Receive, limits: Limits, hold: Callable[[int], None]) -> list[Upload]:
     """The files of a request, in order.
 
-    hold: is told of every chunk's bytes before it is kept, and may refuse. Raises Refused for what is no form, too
-    large, too many or empty, Gone where the client hung up.
+    hold: is told of every chunk's bytes before it is kept, and may refuse. Raises RefusedError for what is no form, too
+    large, too many or empty, GoneError where the client hung up.
     """
     parts = _Parts(limits)
     parser = MultipartParser(boundary_of(headers), parts.callbacks(), max_header_size=_HEAD)  # type: ignore[arg-type]
@@ -104,7 +104,7 @@ async def photos_in(headers: Headers, receive: Receive, limits: Limits, hold: Ca
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise Gone
+                raise GoneError
             chunk = message.get("body", b"")
             received += len(chunk)
             if received > limits.body:
@@ -115,17 +115,17 @@ async def photos_in(headers: Headers, receive: Receive, limits: Limits, hold: Ca
             if not message.get("more_body", False):
                 break
     except FormParserError as error:
-        raise Refused("malformed", f"the form cannot be read ({_line(error)}).") from None
+        raise RefusedError("malformed", f"the form cannot be read ({_line(error)}).") from None
     if not parts.ended:
-        raise Refused("malformed", "the form ends before its last boundary.")
+        raise RefusedError("malformed", "the form ends before its last boundary.")
     if not parts.photos:
-        raise Refused("no_photo", "the form has no file; send one or more, as `curl -F file=@photo.jpg`.")
+        raise RefusedError("no_photo", "the form has no file; send one or more, as `curl -F file=@photo.jpg`.")
     return parts.photos
 
 
-def too_large(limits: Limits) -> Refused:
+def too_large(limits: Limits) -> RefusedError:
     """The refusal of a body that is over the limit."""
-    return Refused("too_large", f"more than {limits.body_mb:g} MB; send fewer or smaller photos.")
+    return RefusedError("too_large", f"more than {limits.body_mb:g} MB; send fewer or smaller photos.")
 
 
 def _line(error: Exception) -> str:

@@ -49,21 +49,23 @@ def _plot(key: str, title: str, folds: dict[int, list[tuple[int, float]]], unit:
     for share in (0.0, 0.5, 1.0):
         at = bottom - _HIGH * share
         body.append(f'<line x1="{_LEFT}" x2="{_LEFT + _WIDE}" y1="{at:g}" y2="{at:g}" class="rule"/>')
-        body.append(f'<text x="{_LEFT - 8}" y="{at + 4:g}" text-anchor="end" class="muted small">{most * share:.3g}</text>')
+        body.append(
+            f'<text x="{_LEFT - 8}" y="{at + 4:g}" text-anchor="end" class="muted small">{most * share:.3g}</text>'
+        )
     for points in folds.values():
         line = " ".join(f"{x(e):.1f},{y(v):.1f}" for e, v in points)
         body.append(f'<polyline points="{line}" class="curve"/>')
         body.append(f'<circle cx="{x(points[-1][0]):.1f}" cy="{y(points[-1][1]):.1f}" r="4" class="dot accent"/>')
-    for epoch in sorted({1, epochs}):
-        body.append(
-            f'<text x="{x(epoch):.1f}" y="{bottom + 20}" text-anchor="middle" class="muted small">{epoch}</text>'
-        )
+    body += [
+        f'<text x="{x(epoch):.1f}" y="{bottom + 20}" text-anchor="middle" class="muted small">{epoch}</text>'
+        for epoch in sorted({1, epochs})
+    ]
     body.append(
         f'<text x="{_LEFT + _WIDE / 2:g}" y="{bottom + 20}" text-anchor="middle" class="muted small">epoch</text>'
     )
     said = "; ".join(f"fold {fold}: {points[-1][1]:.3f} after epoch {points[-1][0]}" for fold, points in folds.items())
     return Markup(
         f'<svg class="plot" role="img" aria-labelledby="{key}-title {key}-desc" '
-        f'viewBox="0 0 {_LEFT + _WIDE + 12} {bottom + 28}"><title id="{key}-title">{escape(title)} by epoch, a line for '
-        f'each fold</title><desc id="{key}-desc">{escape(said)}</desc>{"".join(body)}</svg>'
+        f'viewBox="0 0 {_LEFT + _WIDE + 12} {bottom + 28}"><title id="{key}-title">{escape(title)} by epoch, a line '
+        f'for each fold</title><desc id="{key}-desc">{escape(said)}</desc>{"".join(body)}</svg>'
     )

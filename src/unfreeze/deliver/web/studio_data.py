@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 from urllib.parse import urlencode
 
@@ -81,13 +80,10 @@ def overview(studio: Studio, source: DataSource, photos: Photos) -> dict[str, An
     sentence += f" in {plots.number(groups, 'group')}." if grouped else ", each photo its own group."
     runs = [row for row in studio.library.rows() if row["name"] == source.run]
     found = studio.library.findings(source)
-    held = int((table["split"] == "test").sum())
     return {
         "sentence": sentence,
         "choice": photos.choice,
         "rows": sorted(rows, key=lambda row: -row["count"]),
-        "held": held,
-        "sizes": Counter(table.groupby("group").size().tolist()).most_common(3) if grouped else [],
         "findings": None if found is None else summed(found, photos),
         "eda": studio.library.eda(source).exists(),
         "runs": runs,

@@ -18,9 +18,8 @@ KINDS = ("check", "advise", "fit")
 STRATEGIES = ("auto", "probe", "late", "full", "scratch")
 BUDGET = re.compile(r"(?=\d)(\d{1,3}h)?(\d{1,4}m)?(\d{1,6}s)?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_FIELDS = frozenset(
-    "kind source inside label group group_regex strategy quality backbone folds seed budget run".split()
-)
+_READING = ("kind", "source", "inside", "label", "group", "group_regex")
+_FIELDS = frozenset({*_READING, "strategy", "quality", "backbone", "folds", "seed", "budget", "run"})
 _LONGEST = 300
 _LABELS = 8
 

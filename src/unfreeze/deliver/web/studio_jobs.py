@@ -263,7 +263,7 @@ _KILL: int = getattr(signal, "SIGKILL", signal.SIGTERM)
 
 def _born(pid: int) -> float:
     """When a process began, 0 if there is none: with its number it names it for good."""
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     try:
         process = psutil.Process(pid) if pid > 0 else None

@@ -159,7 +159,7 @@ class Library:
     def findings(self, one: DataSource) -> list[dict[str, Any]] | None:
         """What the checks found: of the newest run, else of a check that was made here; None where there was none."""
         if one.run:
-            return [dict(row) for row in self.material(one.run).findings.to_dict("records")]
+            return [{str(k): v for k, v in row.items()} for row in self.material(one.run).findings.to_dict("records")]
         if not self.eda(one).exists():
             return None
         photos = self.photos(one)

@@ -98,7 +98,7 @@ def unpacked(body: bytes) -> list[tuple[str, bytes]]:
 
     UploadError: it is none, is cut off, or is over a limit.
     """
-    head, newline, rest = body[:_HEAD].partition(b"\n")
+    head, newline, _ = body[:_HEAD].partition(b"\n")
     try:
         listed = json.loads(head) if newline else None
         files = [(str(name), int(size)) for name, size in listed]

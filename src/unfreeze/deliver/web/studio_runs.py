@@ -94,7 +94,9 @@ def runs_table(studio: Studio, sort: str, down: bool) -> dict[str, Any]:
         return (value is not None or sort != "finished", str(value or "").lower())
 
     if sort == "finished":  # what is at work now is the newest
-        rows.sort(key=lambda row: (row["status"] in ("running", "waiting"), str(row.get("finished") or "")), reverse=down)
+        rows.sort(
+            key=lambda row: (row["status"] in ("running", "waiting"), str(row.get("finished") or "")), reverse=down
+        )
     elif sort in NUMBERS:
         there = sorted((row for row in rows if key(row)[0]), key=key, reverse=down)
         rows = there + [row for row in rows if not key(row)[0]]
@@ -153,9 +155,7 @@ def finished(studio: Studio, name: str) -> dict[str, Any]:
     }
 
 
-def told_photos(
-    studio: Studio, name: str, true: str, said: str, only: str, order: str, page: int
-) -> dict[str, Any]:
+def told_photos(studio: Studio, name: str, true: str, said: str, only: str, order: str, page: int) -> dict[str, Any]:
     """Out-of-fold photos by label and by what the model said, a page of them. RunError: no such class."""
     material = studio.library.material(name)
     table, classes = predicted(material), material.classes
@@ -196,12 +196,11 @@ def told_photos(
         }
         for row in some.itertuples()
     ]
-    what = " ".join(
-        filter(None, [f"labelled “{label}”" if label else "", f"taken for “{called}”" if called else ""])
-    )
+    what = " ".join(filter(None, [f"labelled “{label}”" if label else "", f"taken for “{called}”" if called else ""]))
     wrong = int((table["said"] != table["label"]).sum())
-    finding = f"{plots.number(len(table), 'photo')}{' ' + what if what else ''}"
-    finding += f", {wrong:,} of them wrong." if not (called and label) else "."
+    every = only == "wrong"
+    finding = f"{plots.number(len(table), 'wrong photo' if every else 'photo')}{' ' + what if what else ''}"
+    finding += "." if every or (called and label) else f", {wrong:,} of them wrong."
     return {
         "finding": finding,
         "shots": shots,

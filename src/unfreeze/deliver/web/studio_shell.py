@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,17 +36,18 @@ class Studio:
         self.environment = templates(run_url=run_url, quoted=lambda text: quote(text, safe=""), clipped=clipped)
         self.environment.filters.update(seconds=seconds, percent=percent)
 
-    def page(self, template: str, status: int = 200, **context: Any) -> HTMLResponse:
+    def page(self, template: str, status_code: int = 200, **context: Any) -> HTMLResponse:
         """A whole page."""
         working = [job for job in self.jobs.all() if job.active]
         found = self.environment.get_template(template).render(
             form_token=self.guard.form_token, folder=self.library.folder, working=working, **context
         )
-        return HTMLResponse(found.encode("utf-8", "replace"), status)
+        return HTMLResponse(found.encode("utf-8", "replace"), status_code)
 
-    def part(self, template: str, status: int = 200, **context: Any) -> HTMLResponse:
+    def part(self, template: str, status_code: int = 200, **context: Any) -> HTMLResponse:
         """A piece of a page, for htmx to put into its place."""
-        return HTMLResponse(self.environment.get_template(template).render(**context).encode("utf-8", "replace"), status)
+        found = self.environment.get_template(template).render(**context)
+        return HTMLResponse(found.encode("utf-8", "replace"), status_code)
 
     def status(self, row: dict[str, Any]) -> str:
         """running, interrupted, failed, finished or unreadable: what run.json says, and who is writing it."""
@@ -85,6 +85,8 @@ def answer_errors(app: FastAPI, studio: Studio) -> None:
     """Errors that people can mend become a page, or a line where only a piece of a page was asked for."""
 
     async def told(request: Request, error: Exception) -> Response:
+        if not isinstance(error, UnfreezeError):  # the framework's own: no route leads there
+            error = MissingError("There is no such page.")
         missing = isinstance(error, MissingError)
         text, status = str(error), 404 if missing else 422
         if request.headers.get("hx-request"):
@@ -92,10 +94,7 @@ def answer_errors(app: FastAPI, studio: Studio) -> None:
         return studio.page("studio_error.html", status, problem=text, missing=missing, here="")
 
     app.add_exception_handler(UnfreezeError, told)
-    not_found: Callable[[Request, Exception], Awaitable[Response]] = lambda request, error: told(  # noqa: E731
-        request, MissingError("There is no such page.")
-    )
-    app.add_exception_handler(404, not_found)
+    app.add_exception_handler(404, told)
 
 
 def photo_answer(library: Library, root: Path, paths: Any, row: int, size: str) -> Response:

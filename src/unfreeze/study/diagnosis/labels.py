@@ -16,8 +16,9 @@ from unfreeze.study.suspects import find_suspects
 WRONG = "labels: wrong ones"
 
 _RESAMPLES = 400
-# Share of labels that are likely wrong under which it is no more than worth a word.
-_SHARE = 0.02
+# Share of labels that are likely wrong, and share of the errors that lie on them, under which it is no more than worth
+# a word: a model that reads a class badly doubts its labels a little, each of them.
+_SHARE, _ERRORS = 0.02, 0.1
 
 
 def wrong_labels(case: Case) -> Cause:
@@ -59,7 +60,7 @@ def wrong_labels(case: Case) -> Cause:
         "on_errors": float((likely & (called != labels)).sum() / max(int((called != labels).sum()), 1)),
     }
     severity = severity_of(cost)
-    if expected < _SHARE * len(rows):
+    if expected < _SHARE * len(rows) or details["on_errors"] < _ERRORS:
         severity = milder(severity, "info")
     head = f"About {expected:.0f} of {len(rows):,} labels are likely wrong"
     if severity == "none":

@@ -20,9 +20,12 @@ from unfreeze.study.diagnosis.voices import spoken
 Rows = NDArray[np.int64]
 F64 = NDArray[np.float64]
 LEARNT, FEW = "overfitting: learnt too closely", "overfitting: too few groups"
+LITTLE = "underfitting: learnt too little"
 
 # Photos whose training score is taken, and of a network, which must be run for it.
 _MOST, _MOST_NETWORK = 5000, 240
+# Macro F1 that twice the groups would bring, under which they are enough.
+ENOUGH = 0.01
 # Penalties that are tried beside the run's own: from far stronger to far weaker ones.
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 
@@ -39,6 +42,7 @@ def _closely(case: Case, refit: Refit | str) -> Cause:
     gap = training_gap(case)
     networks = case.run.strategies != ("probe",)
     against, remedy, command, better = _probe(case, refit) if networks else _penalty(case, refit)
+    weaker = not networks and isinstance(refit, Refit) and _weaker(case, refit)
     details: dict[str, Any] = {"gap": gap, "epochs": epochs(case) if networks else []}
     seen = (
         f"On photos that a model has learnt from, macro F1 is {told(gap, True)} higher than out of fold" if gap else ""
@@ -53,7 +57,7 @@ def _closely(case: Case, refit: Refit | str) -> Cause:
         tail = f"{better} does not surely score more ({told(cost, True)})"
         return Cause(LEARNT, severity_of(cost), f"{seen}; {tail}.", cost, details=details)
     return Cause(
-        LEARNT,
+        LITTLE if weaker else LEARNT,
         severity_of(cost),
         f"{seen}; {better} scores {told(cost, True)} more out of fold.",
         cost,
@@ -122,6 +126,12 @@ def _penalty(case: Case, refit: Refit | str) -> tuple[Figure | None, str, str, s
     return cost, remedy, command, f"a penalty chosen from a wider range{refit.said}"
 
 
+def _weaker(case: Case, refit: Refit) -> bool:
+    """Whether the wider range led to weaker penalties than the run's own."""
+    own = [float(row["strength"]) for row in case.run.scores()["folds"] if row.get("strength")]
+    return bool(own and refit.strengths and np.median(refit.strengths) > np.median(own))
+
+
 def _probe(case: Case, refit: Refit | str) -> tuple[Figure | None, str, str, str]:
     """Of a network: the probe that it began from, or one on the same photos."""
     source = shlex.quote(case.run.recipe.source.path or "SOURCE")
@@ -157,5 +167,6 @@ def _curve(case: Case, refit: Refit | str) -> Cause:
     if found.gain is None:
         return not_measured(FEW, found.sentence.rstrip(".").replace("Too few", "too few"))
     cost = {"value": found.gain.value, "low": found.gain.low, "high": found.gain.high}
-    most = severity_of(cost, "info")
-    return Cause(FEW, most, found.sentence, cost, "Photos of more groups." if most == "info" else "", details=details)
+    if cost["value"] <= ENOUGH or cost["low"] <= 0:
+        return Cause(FEW, "none", found.sentence, cost, details=details)
+    return Cause(FEW, "info", found.sentence, cost, "Photos of more groups.", details=details)

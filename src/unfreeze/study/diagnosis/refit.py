@@ -26,7 +26,8 @@ F64 = NDArray[np.float64]
 class Refit:
     """A probe of the case's photos. own: whether it is the run itself that is fitted again, and not a stand-in.
 
-    proba: float64 (n, C), out of fold under the run's folds. rows: that can be measured.
+    proba: float64 (n, C), out of fold under the run's folds. rows: that can be measured. strengths: the inverse
+    penalties that the folds of the last fit chose.
     """
 
     case: Case
@@ -35,6 +36,7 @@ class Refit:
     own: bool
     proba: F64
     rows: Rows
+    strengths: tuple[float, ...] = ()
 
     @property
     def said(self) -> str:
@@ -58,10 +60,12 @@ class Refit:
         recipe = self.work.recipe.replace(**{f"probe.{key}": value for key, value in changes.items()})
         work = replace(self.work, recipe=recipe, folds=folds, units=units)
         identity = fingerprint([self.work.identity(), folds.tolist(), units.tolist()])
-        out = np.full((len(folds), self.case.classes), np.nan)
+        out, strengths = np.full((len(folds), self.case.classes), np.nan), []
         for fold, head in heads_of(work, self.probe, units, folds, identity, reporter=self.case.reporter):
             rows = np.flatnonzero(folds == fold)
             out[rows] = predict_folds(self.probe.features, [head], rows)
+            strengths.append(head.strength)
+        self.strengths = tuple(strengths)
         return out
 
 

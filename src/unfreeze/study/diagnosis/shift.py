@@ -17,7 +17,7 @@ from unfreeze.judge.priors import Expected, expected_score
 from unfreeze.judge.resampling import group_weights, interval, weighted_confusion
 from unfreeze.study.against import PLAIN, SLIGHT, Against, against
 from unfreeze.study.diagnosis.case import Case, TestSet
-from unfreeze.study.diagnosis.cause import Cause, Figure, Severity, graver, milder, not_measured, severity_of, told
+from unfreeze.study.diagnosis.cause import WARNING, Cause, Figure, Severity, graver, not_measured, severity_of, told
 
 Rows = NDArray[np.int64]
 F64 = NDArray[np.float64]
@@ -74,8 +74,9 @@ def shift(case: Case, foreseen: Foreseen) -> list[Cause]:
     """Rows of look, shares and storage; and what is left unexplained where the real test score is known."""
     if case.test is None:
         return [not_measured(name, str(case.answers)) for name in (LOOK, SHARES, STORED)]
-    found = [_look(case, case.test, foreseen), _shares(case, foreseen), _stored(case, case.test)]
-    if foreseen.real and not isinstance(foreseen.expected, str):
+    look = _look(case, case.test, foreseen)
+    found = [look, _shares(case, foreseen), _stored(case, case.test)]
+    if foreseen.real and not isinstance(foreseen.expected, str) and "real" not in look.details:
         found.append(_left(foreseen.expected, foreseen.real))
     return found
 
@@ -136,7 +137,10 @@ def _look(case: Case, test: TestSet, foreseen: Foreseen) -> Cause:
             return Cause(LOOK, "warning", f"{text}.", cost, _REMEDY, _command(case, test), details=details)
         return Cause(LOOK, "none", f"{sentence}.", None, details=details)
     plain: Severity = "warning" if found.result.auc >= PLAIN else "info"
-    tail = f"; by its own doubt the model scores {told(cost, True)} less on them" if cost else ""
+    tail = f"; by its own doubt the model scores {told(cost, True)} less on them, at the least" if cost else ""
+    if foreseen.real:
+        cost = details["real"] = _real_cost(case, test)
+        tail = f"{tail}; by their labels, class shares made alike, it scores {told(cost, True)} less"
     if weighed:
         tail += f" (training photos weighed to look like them: {told(weighed['cost'], True)} less)"
     return Cause(
@@ -148,6 +152,26 @@ def _look(case: Case, test: TestSet, foreseen: Foreseen) -> Cause:
         _command(case, test),
         details=details,
     )
+
+
+def _real_cost(case: Case, test: TestSet) -> Figure:
+    """Macro F1 out of fold, brought to the true class shares of the test photos, less what these photos get."""
+    assert not isinstance(case.answers, str)
+    good = np.flatnonzero(np.isfinite(case.answers.mean).all(1))
+    rows, classes = case.inside, case.classes
+    labels, called = case.labels[rows], case.proba[rows].argmax(1)
+    true, said, groups = test.labels[good], case.answers.mean[good].argmax(1), test.groups[good]
+
+    def lost(w: F64, v: F64) -> float:
+        real = weighted_confusion(true, said, classes, v)
+        judged = weighted_confusion(labels, called, classes, w)
+        share = judged.sum(1, keepdims=True)
+        brought = judged * np.divide(real.sum(1, keepdims=True), share, out=np.zeros_like(share), where=share > 0)
+        return float(macro_f1(brought) - macro_f1(real))
+
+    seed = case.run.recipe.seed
+    pairs = zip(group_weights(case.units[rows], 300, seed), group_weights(groups, 300, seed + 1), strict=True)
+    return interval(lost(np.ones(len(rows)), np.ones(len(good))), np.array([lost(w, v) for w, v in pairs]))
 
 
 _REMEDY = (
@@ -262,15 +286,20 @@ def _auc(one: F64, other: F64) -> float:
 
 def _left(expected: Expected, real: dict[str, Any]) -> Cause:
     """What the real score lies under the expected one by."""
-    gap: Figure = {
-        "value": expected.macro_f1["value"] - real["macro_f1"]["value"],
-        "low": expected.macro_f1["low"] - real["macro_f1"]["high"],
-        "high": expected.macro_f1["high"] - real["macro_f1"]["low"],
-    }
+    value = expected.macro_f1["value"] - real["macro_f1"]["value"]
+    # The two are independent of each other: their deviations add as squares.
+    down = np.hypot(
+        *(ends["value"] - ends[end] for ends, end in ((expected.macro_f1, "low"), (real["macro_f1"], "high")))
+    )
+    up = np.hypot(
+        *(ends["value"] - ends[end] for ends, end in ((expected.macro_f1, "high"), (real["macro_f1"], "low")))
+    )
+    gap: Figure = {"value": value, "low": float(value - down), "high": float(value + up)}
     beside = f"expected {told(expected.macro_f1)}, real {told(real['macro_f1'])}, out of fold {expected.judged:.3f}"
-    severity = milder(severity_of(gap), "warning")
-    if severity in ("none", "info"):
-        return Cause(LEFT, severity, f"The test score is near what was expected: {beside}.", gap)
+    severity = severity_of(gap, "warning")
+    if gap["low"] <= 0:
+        near = "lies under what was expected, which may be chance" if value >= WARNING else "is what was expected"
+        return Cause(LEFT, severity, f"The test score {near}: {beside}.", gap)
     return Cause(
         LEFT,
         severity,

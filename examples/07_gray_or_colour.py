@@ -1,0 +1,25 @@
+"""Would gray photos do worse? One question, two recipes on the same folds, one sentence.
+
+Adds: uf.vary, which makes a recipe for each value of a key, uf.compare, which holds them against the first, and a page.
+Run:  python examples/07_gray_or_colour.py photos/ runs/gray '(?P<group>[^/_]+)_[^/]*$'
+"""
+
+import sys
+
+import unfreeze as uf
+
+
+def main(source: str = "photos", folder: str = "runs/gray", pattern: str = r"(?P<group>[^/_]+)_[^/]*$") -> None:
+    base = uf.Recipe(strategy="probe").replace(**{"source.path": source, "source.group_regex": pattern})
+    photos = uf.read(source, base.source)
+
+    found = uf.compare(photos, uf.vary(base, {"image.color": ["rgb", "gray"]}), folder)
+    for one in found.contenders:
+        f1 = one.macro_f1
+        print(f"{one.name:5} macro F1 {f1.value:.3f} ({f1.low:.3f} to {f1.high:.3f})")
+    print(found.sentence)
+    print(uf.write_comparison(found, f"{folder}/compare.html"))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
