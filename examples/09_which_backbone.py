@@ -17,13 +17,14 @@ def main(
     folder: str = "runs/backbones",
     pattern: str = r"(?P<group>[^/_]+)_[^/]*$",
     size: str = "0",
+    engine: str = "auto",
 ) -> None:
     base = uf.Recipe(strategy="probe").replace(
-        **{"source.path": source, "source.group_regex": pattern, "image.size": int(size)}
+        **{"source.path": source, "source.group_regex": pattern, "image.size": int(size), "engine": engine}
     )
     here = [name for name in WANTED if find_backbone(name).weights.here()]
     recipes = {name: base.replace(backbone=name) for name in here}
-    recipes["resnet18, untrained"] = base.replace(backbone="resnet18", weights="none")
+    recipes["resnet18, untrained"] = base.replace(backbone="torchvision/resnet18", weights="none")
 
     found = uf.compare(uf.read(source, base.source), recipes, folder)
     print(f"{found.base.name}: macro F1 {found.base.macro_f1.value:.3f}")

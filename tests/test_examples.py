@@ -109,7 +109,8 @@ def test_freeze_or_train_it_all(photos: Path, tmp_path: Path, monkeypatch, capsy
 
 
 def test_which_backbone(photos: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    run_example("09", photos, tmp_path / "runs", r"(?P<group>[^/_]+)_[^/]*$", "64", monkeypatch=monkeypatch)
+    pattern = r"(?P<group>[^/_]+)_[^/]*$"
+    run_example("09", photos, tmp_path / "runs", pattern, "64", "torch", monkeypatch=monkeypatch)
     said = capsys.readouterr().out
     assert re.search(r"^tf_efficientnet_lite0: macro F1 [01]\.\d{3}$", said, flags=re.M)
     assert "\nresnet18, untrained " in said and re.search(r"differs most in '(red|green|blue)': F1 ", said)

@@ -1,7 +1,7 @@
 """Docstrings as the site shows them.
 
-The package's docstrings name arguments and fields in running text (`folder: where the runs go.`), which Markdown would join
-into one paragraph. Here each becomes an item of a list; no other word is changed, and nothing is imported or run.
+The package's docstrings name arguments and fields in running text (`folder: where the runs go.`), which Markdown would
+join into one paragraph. Here each becomes an item of a list; no other word is changed, and nothing is imported or run.
 """
 
 from __future__ import annotations
@@ -34,36 +34,30 @@ def _section(match: re.Match[str]) -> str:
 
 
 def _paragraph(text: str, names: list[str]) -> str:
-    """One paragraph; what follows the last item and belongs to the whole is set apart again."""
+    """One paragraph as Markdown; what follows the last item and belongs to the whole is set apart again."""
     if not names:
         return text
     one = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    item = re.compile(rf"(?:^|(?<=[.;] ))((?:{one})(?:, (?:{one}))*): ")
     hanging = re.search(r"^[ \t]+\S", text, re.M)  # items whose next lines are indented end where a line is not
-    out: list[list[str]] = [["", ""]]  # name, words
+    parts = [("", "")]  # name of the item, or none; its words
     for line in text.splitlines():
-        begins = re.match(rf"(?:{one})(?:, (?:{one}))*: ", line)
-        if (
-            not begins
-            and (hanging and not line[:1].isspace() or re.match(r"(?:Raises|Returns)\b", line))
-            and out[-1][0]
-        ):
-            out.append(["", ""])
-        for k, piece in enumerate(re.split(rf"(?:^|(?<=[.;] ))((?:{one})(?:, (?:{one}))*): ", line)):
-            if k % 2:
-                out.append([piece, ""])
-            else:
-                out[-1][1] += piece.strip() + "\n"
+        ends = re.match(r"(?:Raises|Returns)\b", line) or (hanging and not line[:1].isspace())
+        if ends and parts[-1][0] and not item.match(line):
+            parts.append(("", ""))
+        lead, *rest = item.split(line)
+        parts[-1] = (parts[-1][0], f"{parts[-1][1]}{lead.strip()}\n")
+        parts += [(name, said.strip() + "\n") for name, said in zip(rest[::2], rest[1::2], strict=True)]
     blocks = []
-    for name, words in out:
-        words = words.strip()
-        if not name and words:
-            blocks.append(words)
-        elif name:
-            before, _, after = re.sub(r"(?<=\.)\s+(?=(?:Raises|Returns) )", "\0", words).partition("\0")
-            named = ", ".join(f"`{part}`" for part in name.split(", "))
-            blocks.append(f"- {named}: {' '.join(before.split())}")
-            blocks += [after] if after else []
-    return "\n\n".join(blocks).replace("\n\n- ", "\n- ") if blocks[0].startswith("- ") else "\n\n".join(blocks)
+    for name, words in parts:
+        if not name:
+            blocks += [words.strip()] if words.strip() else []
+            continue
+        said, _, whole = re.sub(r"(?<=\.)\s+(?=(?:Raises|Returns) )", "\0", words.strip()).partition("\0")
+        shown = ", ".join(f"`{each}`" for each in name.split(", "))
+        blocks.append(f"- {shown}: {' '.join(said.split())}")
+        blocks += [whole] if whole else []
+    return re.sub(r"^(- .*)\n\n(?=- )", r"\1\n", "\n\n".join(blocks), flags=re.M)
 
 
 class PlainArguments(griffe.Extension):

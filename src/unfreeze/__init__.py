@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from unfreeze.deliver.report import write_report
     from unfreeze.deliver.submission import write_submission
     from unfreeze.deliver.web.server import serve_review as review
+    from unfreeze.deliver.web.serving import serve
     from unfreeze.deliver.web.studio import studio
     from unfreeze.learn.blend import Blend, load
     from unfreeze.learn.classifier import Classifier
@@ -71,6 +72,7 @@ _HOMES = {
     "open": "unfreeze.core.runs:open_run",
     "read": "unfreeze.data.readers",
     "review": "unfreeze.deliver.web.server:serve_review",
+    "serve": "unfreeze.deliver.web.serving",
     "studio": "unfreeze.deliver.web.studio",
     "suspects": "unfreeze.study.suspects",
     "vary": "unfreeze.study.vary",
@@ -106,6 +108,7 @@ __all__ = [
     "open",
     "read",
     "review",
+    "serve",
     "studio",
     "suspects",
     "vary",

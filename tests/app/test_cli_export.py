@@ -17,18 +17,24 @@ def test_export_writes_here_and_says_how_near_it_is(cli: Cli, fitted: Path) -> N
     answer = cli("export", fitted)
     assert answer.code == 0, answer.err
     assert Path("colours.xml").is_file() and Path("colours.bin").is_file() and not leftovers(Path())
+    assert "how to fill it: colours.xml.json" in answer.out and "images/s here" in answer.out
     assert "differ from the run's by at most" in answer.out and "(0.001 is allowed)" in answer.out
     again = cli("export", fitted)
     assert again.code == 2 and "--force overwrites it" in again.complaint
+    alone = cli("export", fitted, "--to", "torchscript", "--fold", "1", "--json")
+    assert alone.code == 0 and json.loads(alone.out)["path"] == "colours-fold-1.pt"
+    assert json.loads(alone.out)["fold"] == 1 and Path("colours-fold-1.pt.json").is_file()
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--to", "tflite"], "--to tflite: known are openvino, onnx."),
+        (["--to", "tflite"], "--to tflite: known are openvino, onnx, torchscript."),
         (["--out", "a.txt"], "name it a.xml"),
         (["--views", "both"], "--views both: known are plain, flip."),
         (["--photos", "nowhere"], "nowhere: no such file or folder."),
+        (["--fold", "9"], "has the folds 0 to 2."),
+        (["--to", "torchscript", "--int8"], "torchscript is written in float32."),
     ],
 )
 def test_export_refuses_in_one_line(cli: Cli, fitted: Path, options: list[str], said: str) -> None:

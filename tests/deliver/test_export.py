@@ -16,6 +16,7 @@ from unfreeze.core.runs import Run
 from unfreeze.core.tables import probability_columns
 from unfreeze.data.images import load_square
 from unfreeze.deliver import export as module
+from unfreeze.deliver import export_formats as formats
 from unfreeze.deliver.export import export, open_exported
 from unfreeze.learn.classifier import Classifier
 from unfreeze.learn.probe.heads import LinearHead
@@ -35,7 +36,11 @@ def openvino_file(probe_run: Run, tmp_path_factory: pytest.TempPathFactory) -> m
 def test_an_openvino_file_answers_as_the_run(openvino_file: module.Exported, probe_run: Run, tmp_path: Path) -> None:
     assert 0 < openvino_file.difference < NEAR
     assert openvino_file.same == openvino_file.photos == 24
-    assert sorted(p.name for p in openvino_file.path.parent.iterdir()) == ["colours.bin", "colours.xml"]
+    assert sorted(p.name for p in openvino_file.path.parent.iterdir()) == [
+        "colours.bin",
+        "colours.xml",
+        "colours.xml.json",
+    ]
     # Photos that neither the run nor the check has seen, in batches of several sizes.
     root = class_folders(tmp_path / "new", groups=1, seed=7)
     files = sorted(root.rglob("*.jpg"))
@@ -70,13 +75,33 @@ def test_the_file_says_what_it_is(openvino_file: module.Exported, probe_run: Run
     assert model.input(0).get_element_type() == ov.Type.u8 and model.input(0).get_partial_shape()[0].is_dynamic
 
 
+def test_the_sheet_beside_says_how_to_feed_it_and_how_it_was_checked(
+    openvino_file: module.Exported, probe_run: Run
+) -> None:
+    text = openvino_file.about.read_text("utf-8")
+    sheet = json.loads(text)
+    assert sheet["classes"] == list(probe_run.classes) and sheet["file"] == "colours.xml"
+    (given,) = sheet["inputs"]
+    p = Classifier.load(probe_run).graphs[0].preprocessing
+    assert given["normalising"] == [{"mean": list(p.mean), "std": list(p.std)}] and given["resample"] == "bicubic"
+    assert sheet["views"] == ["plain", "flip"] and sheet["folds"] == [0, 1, 2] and sheet["opset"] is None
+    assert sheet["parity"]["photos"] == 24 and sheet["parity"]["difference"] == openvino_file.difference
+    assert 0 < sheet["parity"]["mean_difference"] < sheet["parity"]["difference"] <= sheet["parity"]["tolerance"]
+    assert {"openvino", "torch", "unfreeze"} <= set(sheet["versions"])
+    assert any("Apache-2.0" in line for line in sheet["licence"])
+    assert str(probe_run.path.parent) not in text
+    assert sheet["bytes"] == sum(openvino_file.path.with_suffix(s).stat().st_size for s in (".xml", ".bin"))
+
+
 def test_an_onnx_file_answers_as_the_run_and_one_view_is_enough(probe_run: Run, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     found = export(probe_run, "onnx", tmp_path / "colours.onnx", views="plain")
     assert 0 < found.difference < NEAR and found.same == 24
-    assert [p.name for p in tmp_path.iterdir()] == ["colours.onnx"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["colours.onnx", "colours.onnx.json"]
     written = onnx.load(found.path)
+    assert b"chain.py" not in found.path.read_bytes()  # where our source lies is nobody's business
+    assert json.loads(found.about.read_text())["opset"] == formats.OPSET == written.opset_import[0].version
     about = {entry.key: entry.value for entry in written.metadata_props}
     assert json.loads(about["classes"]) == list(probe_run.classes)
     assert json.loads(about["views"]) == ["plain"]
@@ -105,13 +130,14 @@ def test_a_race_takes_an_input_for_each_size(probe_run: Run, tmp_path: Path) -> 
 def test_a_file_that_differs_is_refused_and_nothing_is_left(
     probe_run: Run, openvino_file: module.Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def copied(network: object, plan: object, about: object, path: Path) -> None:
+    def copied(network: object, plan: object, outputs: object, about: object, path: Path) -> None:
         for suffix in (".xml", ".bin"):
             shutil.copy(openvino_file.path.with_suffix(suffix), path.with_suffix(suffix))
 
-    monkeypatch.setitem(module._WRITERS, "openvino", copied)  # converting once more would only take time
+    # Converting once more would only take time.
+    monkeypatch.setitem(formats.FORMATS, "openvino", replace(formats.FORMATS["openvino"], write=copied))
     monkeypatch.setattr(module, "TOLERANCE", 1e-12)
-    before = {tmp_path / "a.xml": b"old", tmp_path / "a.bin": b"older"}
+    before = {tmp_path / "a.xml": b"old", tmp_path / "a.bin": b"older", tmp_path / "a.xml.json": b"{}"}
     for file, content in before.items():
         file.write_bytes(content)
     with pytest.raises(EngineError, match=r"not written.*differ from the run's by up to"):
@@ -123,7 +149,7 @@ def test_what_cannot_be_is_said_before_any_work(
     probe_run: Run, openvino_file: module.Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "folded", None)  # any work would fail on this
-    with pytest.raises(SourceError, match=r"--to onx: known are openvino, onnx\. Did you mean 'onnx'"):
+    with pytest.raises(SourceError, match=r"--to onx: known are openvino, onnx, torchscript\. Did you mean 'onnx'"):
         export(probe_run, "onx")
     with pytest.raises(SourceError, match="--views mirror: known are plain, flip"):
         export(probe_run, views="mirror")
@@ -136,13 +162,18 @@ def test_what_cannot_be_is_said_before_any_work(
     moved = Run(probe_run.path, probe_run.recipe, {**probe_run.info, "root": str(tmp_path / "gone")})
     with pytest.raises(SourceError, match="name some with --photos"):
         export(replace(Classifier.load(probe_run), run=moved), out=tmp_path / "a.xml")
-    tuned = Run(probe_run.path, probe_run.recipe.model_copy(update={"strategy": "full"}), probe_run.info)
-    with pytest.raises(RunError, match="a full run; export takes probe runs"):
-        export(tuned)
+    with pytest.raises(RunError, match=r"--fold 3: .* has the folds 0 to 2"):
+        export(probe_run, out=tmp_path / "a.xml", fold=3)
+    with pytest.raises(SourceError, match="--int8: is for openvino, onnx; torchscript is written in float32"):
+        export(probe_run, "torchscript", tmp_path / "a.pt", int8=True)
+    with pytest.raises(SourceError, match="--allow -1: points of macro F1"):
+        export(probe_run, out=tmp_path / "a.xml", int8=True, allow=-1)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_package_is_named(probe_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_has", lambda package: package != "onnxscript")
+    monkeypatch.setattr(formats, "has", lambda package: package not in ("onnxscript", "nncf"))
     with pytest.raises(MissingExtraError, match=r"needs onnxscript: pip install 'unfreeze\[onnx\]'"):
         export(probe_run, "onnx")
+    with pytest.raises(MissingExtraError, match=r"--int8 needs nncf: pip install 'unfreeze\[int8\]'"):
+        export(probe_run, "openvino", int8=True)

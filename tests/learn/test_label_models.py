@@ -109,7 +109,7 @@ def test_what_is_exported_and_explained_is_what_predicts(runs, table, model):
     (frame,) = plan.frames()
     pixels = load_square(photo.read_bytes(), frame.size, frame.crop, 10**8, photo, frame.resample, frame.squash)
     with torch.inference_mode():
-        found = folded(classifier, plan)(torch.from_numpy(pixels[None].copy())).numpy()
+        found = folded(plan)(torch.from_numpy(pixels[None].copy())).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-3)
     assert "mean of 3 folds" in metadata(classifier, plan)["output"]
     (why,) = uf.explain(classifier, photo).photos

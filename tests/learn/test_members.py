@@ -131,7 +131,6 @@ def test_the_report_is_written(made):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["export", "{run}", "--to", "onnx"], "export takes probe runs"),
         (["explain", "{run}", "{photo}"], "probe"),
     ],
 )
@@ -140,6 +139,12 @@ def test_what_is_of_probes_alone_says_so_in_one_line(words, said, made, tmp_path
     photo = made.photos.files()[0]
     answer = run_cli(*(word.format(run=made.mixed.path, photo=photo) for word in words))
     assert answer.code == 2 and said in answer.complaint and "late" in answer.complaint
+
+
+def test_a_mixture_is_exported_whole(made, tmp_path):
+    found = uf.export(made.mixed.path, "torchscript", tmp_path / "mixed.pt")
+    assert found.difference < 1e-4 and found.same == found.photos
+    assert found.networks == 3  # the pretrained one, whose front the two folds of late share, and these two
 
 
 @pytest.mark.parametrize("damage", ["absent", "folds", "strategy"])

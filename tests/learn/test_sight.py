@@ -228,9 +228,11 @@ def test_a_run_of_another_detector_or_margin_is_refused(run, tmp_path, monkeypat
         uf.load(run)
 
 
-def test_export_refuses_and_explain_frames_the_face(run, source, tmp_path):
-    with pytest.raises(RunError, match=r"image\.crop = 'face'"):
-        uf.export(run, out=tmp_path / "a.xml")
+def test_export_says_what_to_cut_and_explain_frames_the_face(run, source, tmp_path):
+    exported = uf.export(run, "torchscript", tmp_path / "a.pt")
+    assert exported.difference < 2e-2 and exported.same == exported.photos  # held against the run on its squares
+    (given,) = json.loads(exported.about.read_text())["inputs"]
+    assert "margin" in given["face"]["detector"] and "before the file is called" in given["face"]["square"]
     bare, wall = source / "bare" / "p03_0.jpg", source / "worn" / "p00_0.jpg"
     found = uf.explain(run, [bare, wall], tmp_path / "page.html")
     square = squares_for([bare]).cut[0]

@@ -270,5 +270,5 @@ def test_twenty_that_are_alike_in_truth_raise_no_alarm_and_one_that_is_better_is
             better = write_run(tmp_path / "0" / "better", table, told(table, 0.95, 99))
             wider = uf.compare([*runs, better])
             assert wider.best == "better" and wider.named("better").difference.low > 0
-            assert wider.sentence.startswith("Best of 21 against r0 is better: gains ")
+            assert wider.sentence.startswith("Best of 21 against r0 is better: it gains ")
     assert alarms <= 1

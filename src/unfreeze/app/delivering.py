@@ -1,4 +1,4 @@
-"""The commands that take a finished run further: export, explain."""
+"""The command that shows why photos got their class: explain."""
 
 from __future__ import annotations
 
@@ -8,43 +8,10 @@ from typing import Annotated
 
 import typer
 
-from unfreeze.app.console import emit_json, reporter, say, show, size, then
+from unfreeze.app.console import emit_json, reporter, say, show, then
 from unfreeze.app.fitting import Json
 from unfreeze.app.looking import RunArgument
 from unfreeze.core.errors import StorageError
-
-
-def export(
-    run: RunArgument,
-    to: Annotated[str, typer.Option(help="openvino (.xml and .bin) or onnx (.onnx).", metavar="KIND")] = "openvino",
-    out: Annotated[
-        Path | None, typer.Option(help="Where to write (by default the run's name, here).", metavar="FILE")
-    ] = None,
-    views: Annotated[
-        str | None, typer.Option(help="plain or flip; by default the views of training.", metavar="NAME")
-    ] = None,
-    photos: Annotated[
-        Path | None, typer.Option(help="Photos to check the file on, instead of the run's own.", metavar="IMAGES")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
-    json: Json = False,
-) -> None:
-    """Write the run as one network for other programs, held against the run itself.
-
-    Example: `unfreeze export runs/masks --to onnx --out masks.onnx`
-    """
-    from unfreeze.deliver.export import export as write
-
-    found = write(run, to, out, views=views, photos=photos, force=force, reporter=reporter(json))
-    if json:
-        emit_json(found.described())
-        return
-    say(
-        f"In {found.runtime} its probabilities differ from the run's by at most {found.difference:.1g} on "
-        f"{found.photos} photos ({found.tolerance:g} is allowed); the class is the same in {found.same} of them."
-    )
-    say(f"Takes {', '.join(found.inputs)}: uint8 RGB, (N, size, size, 3). Written: {found.path}, {size(found.bytes)}")
-    then(f"unfreeze explain {shlex.quote(str(run))} PHOTO")
 
 
 def explain(

@@ -35,6 +35,7 @@ def render(found: Comparison, command: str = "") -> str:
     base, others = found.base, found.contenders[1:]
     best = found.named(found.best)
     told = [one for one in found.classes if one.difference.told]
+    finding, *further = re.split(r"(?<=\.) (?=Told to be worse:|Not told apart:)", _typeset(found.sentence))
     return (
         templates(glued=glued)
         .get_template("compare.html")
@@ -42,7 +43,8 @@ def render(found: Comparison, command: str = "") -> str:
             title=" or ".join(clipped(one.name, 40) for one in found.contenders[:3])
             + (f" or {len(others) - 2} more" if len(others) > 2 else ""),
             found=found,
-            finding=_typeset(found.sentence),
+            finding=finding,
+            further=further,
             counted=f"{number(found.photos, 'photo')} in {number(found.groups, 'group')}"
             + (f", {number(found.folds, 'fold')}" if found.folds else ""),
             plot=difference_rows("differences", base.name, [(one.name, _interval(one.difference)) for one in others]),

@@ -2,60 +2,83 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unfreeze.core.errors import EngineError, MissingExtraError, RunError, SourceError, StorageError, listed, nearest
-from unfreeze.core.files import write_whole
+from unfreeze.core.errors import EngineError, RunError, SourceError, nearest
+from unfreeze.core.files import write_json
 from unfreeze.core.progress import Reporter
 from unfreeze.core.runs import Run, open_run
 from unfreeze.core.tables import probability_columns
-from unfreeze.data.images import load_square, read_bytes
-from unfreeze.data.listing import list_images
-from unfreeze.deliver.folded import OUTPUT, Plan, folded, metadata
+from unfreeze.core.work import cores
+from unfreeze.deliver.export_files import bytes_of, put_together, sheet_of, target_of
+from unfreeze.deliver.export_formats import FORMATS, Answer, Format, find_format, open_exported, opset, versions
+from unfreeze.deliver.export_photos import Shown, photos_to_check
+from unfreeze.deliver.folded import OUTPUT, Plan, folded, inputs_of, metadata
 from unfreeze.learn.classifier import Classifier
 from unfreeze.learn.tta import LOOKS
-from unfreeze.model.engines import recorded_engine
+from unfreeze.model.engines import machine, recorded_engine
 
-if TYPE_CHECKING:
-    from torch import nn
-
-SUFFIXES = {"openvino": ".xml", "onnx": ".onnx"}
 # The largest difference of a probability that passes. A run keeps its features as float16, a file computes them in
 # float32: that alone moved probabilities by 1e-5 to 1e-4. Where the run's engine is bfloat16, it may be a percent.
 TOLERANCE, TOLERANCE_BF16 = 1e-3, 2e-2
-PHOTOS = 32
+SUFFIXES = {form.name: form.suffix for form in FORMATS.values()}
+PHOTOS = 64
+# Points of macro F1 that int8 may cost.
+ALLOWED = 0.5
 _BATCH = 5  # no divisor of PHOTOS: the last batch is smaller, so that the check runs two batch sizes
+_SPEED_BATCH, _SPEED_SECONDS = 16, 1.0
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How near a file is to the run, over `photos` photos.
+
+    difference: largest absolute difference of a probability to `Classifier.predict`. mean_difference: of all of them.
+    same: of how many photos the most probable class is the same. runtime: what ran the file.
+    """
+
+    photos: int
+    difference: float
+    mean_difference: float
+    same: int
+    tolerance: float
+    runtime: str
 
 
 @dataclass(frozen=True)
 class Exported:
     """What was written and how near it is to the run.
 
-    difference: largest absolute difference of a probability to `Classifier.predict`, over `photos` photos.
-    same: of how many of them the most probable class is the same. runtime: what ran the file for the check.
+    about: the JSON beside it. bytes: of the file and what belongs to it. networks: how many it holds. fold: the
+    only one that speaks in it; None: all of them. images_per_second: in `runtime`, here, batches of 16. parity: of
+    the float32 network; `same`, `difference` and `mean_difference` are the file's own. int8: what it costs and gains.
     """
 
     path: Path
+    about: Path
     to: str
     bytes: int
     inputs: tuple[str, ...]
+    networks: int
+    fold: int | None
     photos: int
     difference: float
+    mean_difference: float
     tolerance: float
     same: int
     runtime: str
+    images_per_second: float
+    int8: dict[str, Any] = field(default_factory=dict)
 
     def described(self) -> dict[str, Any]:
         """The same as JSON."""
-        return {**asdict(self), "path": str(self.path), "inputs": list(self.inputs)}
+        return {**asdict(self), "path": str(self.path), "about": str(self.about), "inputs": list(self.inputs)}
 
 
 def export(
@@ -65,250 +88,221 @@ def export(
     *,
     views: str | None = None,
     photos: str | Path | None = None,
+    fold: int | None = None,
+    int8: bool = False,
+    allow: float = ALLOWED,
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> Exported:
-    """Writes a finished probe run as one network for other programs, and checks it in its own runtime.
+    """Writes a finished run as one network for other programs, and checks it in its own runtime.
 
     The file takes uint8 RGB pixels (N, size, size, 3), any N, of each photo's centre square, and gives float32
     probabilities (N, classes): the mean over the folds, and over the photo and its mirror image where the run
     averages them. A run of several inputs (the race) takes one such array for each size and crop. Names of the classes,
-    preprocessing, licence of the weights and identity of the run stand in the file's metadata.
+    preprocessing, licence of the weights and identity of the run stand in the file's metadata, and with the check's
+    figures in <file>.json.
 
-    to: 'openvino' (an .xml and its .bin) or 'onnx' (one file). out: by default the run's name in the working folder.
-    views: 'plain' or 'flip'; by default the views of training. photos: what to check the file on, by default up
-    to 32 of the run's own. force: overwrite. The file appears only if it passes.
-    Raises RunError, SourceError, MissingExtraError, StorageError, or EngineError where it differs too much.
+    to: 'openvino' (an .xml and its .bin), 'onnx' or 'torchscript' (one file). out: by default the run's name in the
+    working folder. views: 'plain' or 'flip'; by default the views of training. photos: what to check the file on, by
+    default up to 64 of the run's own. fold: only what was learnt for this fold speaks. force: overwrite.
+    int8: in whole numbers of 8 bits, calibrated on training photos, and only if that costs no more than `allow` points
+    of macro F1 on out-of-fold photos: each fold's own file on the photos held out of it. The files appear only if
+    they pass. Raises RunError, SourceError, MissingExtraError, StorageError, or EngineError where it differs or
+    costs too much.
     """
     reporter = reporter or Reporter()
-    if to not in SUFFIXES:
-        raise SourceError(f"--to {to}: known are {', '.join(SUFFIXES)}.{nearest(to, SUFFIXES)}")
+    form = find_format(to)
     if views is not None and views not in LOOKS:
         raise SourceError(f"--views {views}: known are {', '.join(LOOKS)}.{nearest(views, LOOKS)}")
-    _needs(to)
-    classifier = run if isinstance(run, Classifier) else _classifier(run)
-    if classifier.sees_faces:
-        raise RunError(
-            f"{classifier.run.path}: sees the square around each face (image.crop = 'face'), and an exported file "
-            "finds none; predict with `unfreeze predict`, or fit without image.crop and export that run."
+    if not 0 <= allow <= 100:
+        raise SourceError(f"--allow {allow:g}: points of macro F1 that int8 may cost, from 0 to 100.")
+    form.check(int8)
+    classifier, folds = _asked(run, fold)
+    name = classifier.run.path.resolve().name
+    default = f"{name}{'' if fold is None else f'-fold-{fold}'}{'-int8' if int8 else ''}{form.suffix}"
+    target = target_of(form, Path(out) if out else Path(default), force)
+    files = photos_to_check(classifier.run, photos, PHOTOS)
+    speakers = [Classifier.load(classifier.run, folds=(k,)) for k in folds] if int8 else [classifier]
+    plan = Plan.of(speakers, views)
+    reporter.say(f"Export: {plan.networks()} network(s), {_folds(folds)}, to {to}.")
+    if plan.networks() > len(plan.trunks) + 1:
+        reporter.say("Export: each fold brings weights of its own; --fold K writes the small file of one.")
+    expected = _expected(classifier, files, views, reporter)
+    about = metadata(classifier, plan, fold)
+    judged: dict[str, Any] = {}
+    with put_together(form, target) as file:
+        network = folded(plan, apart=int8)
+        outputs = [OUTPUT, *(f"fold_{k}" for k in folds)] if int8 else [OUTPUT]
+        first = file.with_name(f"whole{form.suffix}") if int8 else file
+        form.write(network, plan, outputs, about, first)
+        del network
+        reporter.say(f"Export: checking it on {len(expected.shown.files)} photos.")
+        tolerance = _tolerance(classifier)
+        parity = _held_against(first, plan, expected, tolerance)
+        if not parity.difference <= tolerance:  # also where it is NaN
+            raise EngineError(
+                f"{target}: not written, for its probabilities differ from the run's by up to {parity.difference:.2g} "
+                f"({parity.runtime}, {parity.photos} photos), and {tolerance:g} is allowed; export to "
+                f"{'onnx' if to == 'openvino' else 'openvino'} instead, or report it with this line."
+            )
+        exact = parity
+        if int8:
+            judged = _made_small(form, plan, classifier, folds, first, file, target, about, allow, reporter)
+            parity = _held_against(file, plan, expected, tolerance)
+            judged["parity"] = {k: v for k, v in asdict(parity).items() if k != "tolerance"}
+        speed = _speed(open_exported(file)[1], plan, expected.shown)
+        found = Exported(
+            path=target,
+            about=sheet_of(target),
+            to=to,
+            bytes=bytes_of(form, file),
+            inputs=plan.names,
+            networks=plan.networks(),
+            fold=fold,
+            images_per_second=judged.get("images_per_second", {}).get("int8", speed),
+            int8=judged,
+            **asdict(parity),
         )
-    target = _target(classifier.run, to, out, force)
-    files = _check_photos(classifier.run, photos)
-    plan = Plan.of(classifier, views)
-    reporter.say(f"Export: {len(plan.graphs)} network(s) and {classifier.run.recipe.folds.count} folds to {to}.")
-    expected = classifier.predict(files, tta=views, reporter=reporter)
-    good = (expected["error"] == "").to_numpy()
+        write_json(sheet_of(file), _sheet(found, exact, classifier, plan, form, file, folds))
+    return found
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What the run says of the photos that it can read: float64 (n, C)."""
+
+    shown: Shown
+    probabilities: NDArray[np.float64]
+
+
+def _asked(run: str | Path | Run | Classifier, fold: int | None) -> tuple[Classifier, list[int]]:
+    """The classifier that is to be written, and the folds that speak in it."""
+    found = run.run if isinstance(run, Classifier) else run if isinstance(run, Run) else open_run(run)
+    count = found.recipe.folds.count
+    if fold is not None and not 0 <= fold < count:
+        raise RunError(f"--fold {fold}: {found.path} has the folds 0 to {count - 1}.")
+    if fold is not None:
+        return Classifier.load(found, folds=(fold,)), [fold]
+    return run if isinstance(run, Classifier) else Classifier.load(found), list(range(count))
+
+
+def _folds(folds: list[int]) -> str:
+    return f"fold {folds[0]} alone" if len(folds) == 1 else f"{len(folds)} folds"
+
+
+def _expected(classifier: Classifier, files: list[Path], views: str | None, reporter: Reporter) -> _Expected:
+    table = classifier.predict(files, tta=views, reporter=reporter)
+    good = (table["error"] == "").to_numpy()
     if not good.any():
         raise SourceError(
             f"none of the {len(files)} photos to check the file on can be read any more "
-            f"({expected['error'].iloc[0]}); name others with --photos."
+            f"({table['error'].iloc[0]}); name others with --photos."
         )
-    readable = [file for file, fine in zip(files, good, strict=True) if fine]
-    reference = expected.loc[good, probability_columns(classifier.run.classes)].to_numpy(np.float64)
-    tolerance = _tolerance(classifier)
-    found: dict[str, Any] = {}
-
-    def write(temporary: Path) -> None:
-        network = folded(classifier, plan)
-        _WRITERS[to](network, plan, metadata(classifier, plan), temporary)
-        reporter.say(f"Export: checking it on {len(readable)} photos.")
-        runtime, answer = open_exported(temporary)
-        limit = int(classifier.run.recipe.image.max_megapixels * 1e6)
-        ours = np.concatenate([answer(pixels) for pixels in _pixels(readable, plan, limit)])
-        difference = float(np.abs(ours - reference).max())
-        if not difference <= tolerance:  # also where it is NaN
-            raise EngineError(
-                f"{target}: not written, for its probabilities differ from the run's by up to {difference:.2g} "
-                f"({runtime}, {len(readable)} photos), and {tolerance:g} is allowed; export to "
-                f"{'onnx' if to == 'openvino' else 'openvino'} instead, or report it with this line."
-            )
-        same = int((ours.argmax(1) == reference.argmax(1)).sum())
-        found.update(difference=difference, same=same, runtime=runtime, bytes=_bytes(temporary))
-
-    if to == "openvino":
-        _write_pair(target, write)
-    else:
-        write_whole(target, write)
-    return Exported(path=target, to=to, inputs=tuple(plan.names), photos=len(readable), tolerance=tolerance, **found)
+    shown, _ = Shown.of(classifier, [file for file, fine in zip(files, good, strict=True) if fine], Reporter())
+    return _Expected(shown, table.loc[good, probability_columns(classifier.run.classes)].to_numpy(np.float64))
 
 
-Answer = Callable[[Sequence[NDArray[np.uint8]]], NDArray[np.float32]]
+def _held_against(file: Path, plan: Plan, expected: _Expected, tolerance: float) -> Parity:
+    runtime, answer = open_exported(file)
+    ours = np.concatenate([answer(pixels) for pixels in expected.shown.batches(plan, _BATCH)])
+    apart = np.abs(ours - expected.probabilities)
+    same = int((ours.argmax(1) == expected.probabilities.argmax(1)).sum())
+    return Parity(len(ours), float(apart.max()), float(apart.mean()), same, tolerance, runtime)
 
 
-def open_exported(path: Path) -> tuple[str, Answer]:
-    """The runtime's name, and a function: one uint8 array for each input -> probabilities. EngineError if unreadable.
+def _made_small(
+    form: Format,
+    plan: Plan,
+    classifier: Classifier,
+    folds: list[int],
+    whole: Path,
+    file: Path,
+    target: Path,
+    about: dict[str, str],
+    allow: float,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Writes `file` in int8 and gives what that costs and gains. EngineError where it costs more than is allowed."""
+    from unfreeze.deliver.export_int8 import Calibration, judge, quantise, whole_part
 
-    An .xml runs in OpenVINO; an .onnx in ONNX Runtime where that is installed, else OpenVINO reads it. In float32:
-    a processor's faster bfloat16 is the runtime's choice and not the file's.
-    """
-    try:
-        if path.suffix == ".onnx" and _has("onnxruntime"):
-            import onnxruntime
-
-            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-            names = [i.name for i in session.get_inputs()]
-            return (
-                f"ONNX Runtime {onnxruntime.__version__}",
-                lambda pixels: session.run([OUTPUT], dict(zip(names, pixels, strict=True)))[0],
-            )
-        import openvino as ov
-
-        compiled = ov.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        return f"OpenVINO {ov.__version__.split('-')[0]}", lambda pixels: compiled(list(pixels))[OUTPUT]
-    except Exception as error:  # the runtimes' errors have no common base
-        raise EngineError(f"{path}: cannot be run ({_first_line(error)}).") from None
-
-
-def _write_openvino(network: nn.Module, plan: Plan, about: dict[str, str], path: Path) -> None:
-    import openvino as ov
-    import torch
-
-    examples = _examples(plan)
-    with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # tracing warns of shapes that are constants here
-        traced = torch.jit.trace(network, examples, check_trace=False)
-        shapes = [(ov.PartialShape([-1, *e.shape[1:]]), ov.Type.u8) for e in examples]
-        model = ov.convert_model(traced, input=shapes)
-    for given, name in zip(model.inputs, plan.names, strict=True):
-        given.get_tensor().set_names({name})
-    model.output(0).get_tensor().set_names({OUTPUT})
-    for key, text in about.items():
-        model.set_rt_info(text, ["unfreeze", key])
-    try:
-        ov.save_model(model, path, compress_to_fp16=False)
-    except RuntimeError as error:  # OpenVINO's own word for a full or forbidden disk
-        raise StorageError(f"{path.parent}: the file cannot be written there ({_first_line(error)}).") from None
-
-
-def _write_onnx(network: nn.Module, plan: Plan, about: dict[str, str], path: Path) -> None:
-    import logging
-
-    import torch
-
-    examples = _examples(plan)
-    photos = torch.export.Dim("photos")
-    quiet = logging.getLogger("torch.onnx")
-    level = quiet.level
-    with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")
-        quiet.setLevel(logging.ERROR)
-        try:
-            program = torch.onnx.export(
-                network,
-                examples,
-                input_names=list(plan.names),
-                output_names=[OUTPUT],
-                dynamo=True,
-                dynamic_shapes=(tuple({0: photos} for _ in examples),),
-                verbose=False,
-            )
-        finally:
-            quiet.setLevel(level)
-    program.model.metadata_props.update(about)
-    program.save(path, external_data=False)
-
-
-_WRITERS: dict[str, Callable[[Any, Plan, dict[str, str], Path], None]] = {
-    "openvino": _write_openvino,
-    "onnx": _write_onnx,
-}
-
-
-def _write_pair(target: Path, write: Callable[[Path], None]) -> None:
-    """As write_whole, for an .xml and its .bin: an .xml never lies beside weights that are not its own."""
-
-    def both(temporary: Path) -> None:
-        weights = temporary.with_suffix(".bin")
-        try:
-            write(temporary)
-            target.unlink(missing_ok=True)
-            weights.replace(target.with_suffix(".bin"))
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                weights.unlink()
-
-    write_whole(target, both)
-
-
-def _classifier(run: str | Path | Run) -> Classifier:
-    found = run if isinstance(run, Run) else open_run(run)
-    if found.strategies != ("probe",):
-        raise RunError(f"{found.path}: a {listed(found.strategies)} run; export takes probe runs.")
-    return Classifier.load(found)
-
-
-def _target(run: Run, to: str, out: str | Path | None, force: bool) -> Path:
-    """Where the file goes. StorageError if it may not go there, before any work is done for it."""
-    suffix = SUFFIXES[to]
-    target = Path(out) if out else Path(f"{run.path.resolve().name}{suffix}")
-    if target.suffix.lower() != suffix:
-        raise StorageError(f"--out {target}: {to} is written as {suffix}; name it {target.stem}{suffix}.")
-    for file in (target, target.with_suffix(".bin")) if to == "openvino" else (target,):
-        if file.is_dir():
-            raise StorageError(f"{file}: a folder of this name is in the way; choose another --out.")
-        if file.exists() and not force:
-            raise StorageError(f"{file}: exists; --force overwrites it, --out FILE writes another.")
-    return target
-
-
-def _check_photos(run: Run, photos: str | Path | None) -> list[Path]:
-    """Up to PHOTOS files, spread evenly over what there is."""
-    if photos is not None:
-        root, names = list_images(Path(photos))
-        files = [root / name for name in names]
-    else:
-        table, root = run.photos(), Path(run.info["root"])
-        files = [root / path for path in table.loc[table["hash"] != "", "path"]]
-        files = [file for file in files if file.is_file()]
-    if not files:
-        raise SourceError(
-            f"{run.path}: its photos are no longer in {run.info['root']}, and the file is held against the run on "
-            "photos; name some with --photos FOLDER."
+    photos = Calibration(classifier, reporter)
+    reporter.say(f"Export: int8, calibrated and judged on {len(photos.folds):,} training photos, each out of fold.")
+    found = judge(form, plan, folds, whole, photos, file.parent, reporter)
+    exact = file.with_name(f"float32{form.suffix}")
+    whole_part(form, whole, exact)
+    quantise(form, plan, exact, file, photos.learnt_from(None), about)
+    some = photos.shown.some(np.arange(min(_SPEED_BATCH, len(photos.shown.files))))
+    # One after the other, twice: a neighbour's load on the machine meets both.
+    asks = [open_exported(f)[1] for f in (exact, file)]
+    rounds = [[_speed(ask, plan, some) for ask in asks] for _ in range(2)]
+    f32, small = (max(each) for each in zip(*rounds, strict=True))
+    gain = f"{small / f32:.2f} times the images/s ({small:.0f} against {f32:.0f})"
+    sizes = {"float32": bytes_of(form, exact), "int8": bytes_of(form, file)}
+    if found.points > allow:
+        raise EngineError(
+            f"{target}: not written, for int8 {found.told()}, and {allow:g} is allowed; it would give {gain} and "
+            f"{sizes['int8'] / 1e6:.1f} for {sizes['float32'] / 1e6:.1f} MB: take it with --allow "
+            f"{np.ceil(10 * found.points) / 10:g}, or leave --int8 out."
         )
-    places = np.unique(np.linspace(0, len(files) - 1, PHOTOS).round().astype(int))
-    return [files[i] for i in places]
+    reporter.say(f"Export: int8 {found.told()} and gives {gain}.")
+    speeds = {"float32": round(f32, 1), "int8": round(small, 1)}
+    return {**found.described(), "allowed": allow, "images_per_second": speeds, "bytes": sizes}
 
 
-def _pixels(files: list[Path], plan: Plan, limit: int) -> Iterator[list[NDArray[np.uint8]]]:
-    """Batches: one array (n, size, size, 3) for each input."""
-    for start in range(0, len(files), _BATCH):
-        contents = [(file, read_bytes(file)) for file in files[start : start + _BATCH]]
-        yield [
-            np.stack([load_square(data, p.size, p.crop, limit, file, p.resample, p.squash) for file, data in contents])
-            for p in plan.frames()
-        ]
+def _speed(answer: Answer, plan: Plan, shown: Shown) -> float:
+    """Images per second in batches of 16, decoded beforehand."""
+    pixels = next(shown.batches(plan, _SPEED_BATCH))
+    pixels = [np.resize(p, (_SPEED_BATCH, *p.shape[1:])) for p in pixels]
+    for _ in range(2):  # a runtime may still arrange itself at its second call
+        answer(pixels)
+    started, done = time.perf_counter(), 0
+    while (spent := time.perf_counter() - started) < _SPEED_SECONDS:
+        answer(pixels)
+        done += _SPEED_BATCH
+    return done / spent
 
 
-def _examples(plan: Plan) -> tuple[Any, ...]:
-    import torch
-
-    # Two photos: an exporter takes a batch of one for a constant.
-    return tuple(torch.zeros(2, p.size, p.size, 3, dtype=torch.uint8) for p in plan.frames())
+def _sheet(
+    found: Exported, exact: Parity, classifier: Classifier, plan: Plan, form: Format, file: Path, folds: list[int]
+) -> dict[str, Any]:
+    """What <file>.json says: all that a program needs to feed the file, and how it was checked."""
+    weights = {b.name: b.describe() for b in plan.backbones()}
+    run = classifier.run
+    return {
+        "file": found.path.name,
+        "to": found.to,
+        "precision": "int8" if found.int8 else "float32",
+        "bytes": found.bytes,
+        "classes": list(run.classes),
+        "answers": list(run.info["answers"]),
+        "inputs": inputs_of(plan),
+        "output": {"name": OUTPUT, "type": "float32", "shape": ["N", len(run.classes)], "rows": "sum to 1"},
+        "views": list(plan.views),
+        "folds": folds,
+        "networks": found.networks,
+        "opset": opset(file),
+        "versions": versions(form, bool(found.int8)),
+        "run": {
+            "name": run.path.resolve().name,
+            "identity": run.info.get("identity", ""),
+            "strategies": list(run.strategies),
+            "macro_f1": run.scores()["macro_f1"],
+        },
+        "backbones": weights,
+        "licence": list(dict.fromkeys(f"weights of {w['title']}: {w['licence']}" for w in weights.values())),
+        "parity": asdict(exact),
+        "speed": {
+            "images_per_second": round(found.images_per_second, 1),
+            "batch": _SPEED_BATCH,
+            "cores": cores(),
+            "machine": machine(),
+        },
+        "int8": found.int8 or None,
+    }
 
 
 def _tolerance(classifier: Classifier) -> float:
-    known = [recorded_engine(graph, classifier.run.recipe.engine) for graph in classifier.graphs]
+    wish = classifier.run.recipe.engine
+    graphs = [*classifier.graphs, *(m.setting.front for m in classifier.tuned if m.setting.cut)]
+    known = [recorded_engine(graph, wish) for graph in graphs]
     return TOLERANCE_BF16 if any(k and k.precision == "bf16" for k in known) else TOLERANCE
-
-
-def _needs(to: str) -> None:
-    wanted = {"openvino": ["openvino"], "onnx": ["onnx", "onnxscript"]}[to]
-    absent = [name for name in wanted if not _has(name)]
-    if absent:
-        extra = "pip install openvino" if to == "openvino" else "pip install 'unfreeze[onnx]'"
-        raise MissingExtraError(f"--to {to} needs {' and '.join(absent)}: {extra}, or export to the other kind.")
-
-
-def _has(package: str) -> bool:
-    from importlib.util import find_spec
-
-    return find_spec(package) is not None
-
-
-def _bytes(path: Path) -> int:
-    weights = path.with_suffix(".bin")
-    return path.stat().st_size + (weights.stat().st_size if path.suffix == ".xml" else 0)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -17,7 +17,7 @@ from unfreeze.deliver.folded import Plan
 from unfreeze.judge.paired import paired_difference
 from unfreeze.learn.classifier import Classifier
 from unfreeze.study.diagnosis.cause import Cause, Severity, graver, not_measured, severity_of, told, zero
-from unfreeze.study.diagnosis.parity import FAULTS
+from unfreeze.study.diagnosis.parity import CALLS, FAULTS, LARGE
 
 NAME = "preprocessing: the exported file"
 PHOTOS = 64
@@ -94,7 +94,7 @@ def _checked(run: Run, file: Path, reporter: Reporter) -> Cause:
     tried = [float(np.abs(asked(i) - reference).mean()) for i in range(len(FAULTS))]
     best = int(np.argmin(tried))
     fault = FAULTS[best].said if tried[best] < 0.5 * float(np.abs(ours - reference).mean()) else ""
-    least: Severity = "error" if changed >= 0.02 else "warning"
+    least: Severity = "error" if changed >= CALLS or largest >= LARGE else "warning"
     return Cause(
         NAME,
         graver(severity_of(cost), least),

@@ -181,7 +181,7 @@ def difference_rows(key: str, base: str, rows: Sequence[tuple[str, Interval]], u
         tone, ink = ("accent", "ink") if told else ("quiet", "muted")
         value, between = points(found["value"]), f"{points(found['low'])} to {points(found['high'])}"
         body += [
-            _text("0", y + 16, clipped(label), f"{ink} halo"),
+            _text("0", y + 16, clipped(label, 22), f"{ink} halo"),
             f'<text x="100%" y="{y + 16}" text-anchor="end" class="halo"><tspan class="strong {ink}">{value}</tspan>'
             f'<tspan class="muted small" dx="8">{between}</tspan></text>',
             _line(at(100 * found["low"]), at(100 * found["high"]), y + 34, f"range {tone}"),

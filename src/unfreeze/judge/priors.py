@@ -23,6 +23,8 @@ Rows = NDArray[np.int64]
 
 _STEPS, _NEAR = 2000, 1e-7
 _FLOOR = 1e-9
+# Level of the test that a share differs, all classes at once: an alarm, so that it is wrong in one set of a hundred.
+_TOLD = 0.99
 
 
 def estimate_priors(proba: F64, priors: F64, weight: F64 | None = None, start: F64 | None = None) -> F64:
@@ -123,7 +125,7 @@ def expected_score(
     off = others - trainings
     spread = np.maximum(off.std(0), 1e-4)
     largest = (np.abs(off - off.mean(0)) / spread).max(1)
-    told = np.abs(shares - training) > np.quantile(largest, 0.95) * spread
+    told = np.abs(shares - training) > np.quantile(largest, _TOLD) * spread
     scores = np.array([d[2] - d[3] - d[4] for d in drawn])
     return Expected(
         training,

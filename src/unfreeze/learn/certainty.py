@@ -38,7 +38,7 @@ class Meaning:
 
     def told(self) -> str:
         """`of 412 photos it was this sure of, 87 % were right`."""
-        return f"of {self.of:,} photos it was this sure of, {self.right:.0%} were right"
+        return f"of {self.of:,} photos it was this sure of, {100 * self.right:.0f} % were right"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from unfreeze.core.errors import SourceError, listed
 from unfreeze.data.images import decode_sized
 from unfreeze.learn.blend import Blend
 from unfreeze.learn.direct import Direct
+from unfreeze.learn.direct_sight import Prepared
 from unfreeze.learn.probe.contributions import contributions, mean_rooted, placed_columns
 from unfreeze.learn.probe.features import Features, cached_features
 from unfreeze.learn.probe.inputs import JoinedFeatures
@@ -47,6 +48,14 @@ class Why:
     maps: tuple[PlaceMap, ...]
 
 
+@dataclass(frozen=True)
+class Seen:
+    """A photo ready for `Mapper.why`, and what each sight shows of it, as shares of the upright photo."""
+
+    photo: Prepared
+    squares: list[tuple[float, float, float, float]]
+
+
 class _Rows:
     """Rows in memory, read as a `RowStore` reads them."""
 
@@ -77,11 +86,15 @@ class Mapper:
             raise SourceError(f"a {listed(source.run.strategies)} run has no map; probe runs have one.")
         return cls(direct, _mean_training_photo(direct))
 
-    def why(self, data: bytes) -> Why:
-        """The map of a photo's bytes. PhotoError as `Direct.prepare`; only the thread that predicts may call it."""
+    def see(self, data: bytes) -> Seen:
+        """A photo's bytes made ready, by any thread. PhotoError as `Direct.prepare`."""
+        return Seen(self.direct.prepare(data), self._squares(data))
+
+    def why(self, seen: Seen) -> Why:
+        """A photo's map; only the thread that predicts may ask for it."""
         direct, source = self.direct, self.direct.source
         assert not isinstance(source, Blend)
-        run, photo = source.run, direct.prepare(data)
+        run, photo = source.run, seen.photo
         views = tuple(run.recipe.probe.views)
         parts = []
         for reader in direct.readers:
@@ -108,13 +121,12 @@ class Mapper:
         order = np.argsort(-direct.probabilities([photo])[0], kind="stable")
         first, second = int(order[0]), int(order[1])
         logits = found.logits()[0]
-        squares = self._squares(data)
         maps = []
         for i, reader in enumerate(direct.readers):
             own = [block for block in found.blocks if block.input == i]
             cells = np.sum([block.values[0, first] - block.values[0, second] for block in own], axis=0)
             rest = sum(float(block.whole[0, first] - block.whole[0, second]) for block in own)
-            maps.append(PlaceMap(reader.graph.title(), squares[reader.sight], cells, rest))
+            maps.append(PlaceMap(reader.graph.title(), seen.squares[reader.sight], cells, rest))
         margin, start = logits[first] - logits[second], found.base[first] - found.base[second]
         return Why(first, second, float(margin), float(start), tuple(maps))
 

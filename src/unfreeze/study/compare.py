@@ -297,11 +297,12 @@ def _sentence(contenders: tuple[Contender, ...], best: Contender) -> str:
     better = [one.name for one in others if one.difference.low > 0]
     worse = [one.name for one in others if one.difference.high < 0]
     if better:
-        told = (
-            f"Best of {len(others)} against {base.name} is {best.name}: {best.sentence.removeprefix(best.name + ' ')}"
-        )
+        more = best.sentence.removeprefix(f"{best.name} ")
+        told = f"Best of {len(others)} against {base.name} is {best.name}: it {more}"
         if not best.difference.told:
-            told = f"Highest is {best.name}, which may be chance; told to be better than {base.name}: {listed(better)}."
+            told = (
+                f"Highest is {best.name}, which may be chance; better than {base.name} more surely: {listed(better)}."
+            )
     elif worse:
         told = f"None of {len(others)} is told to be better than {base.name}; told to be worse: {listed(worse)}."
     else:

@@ -7,7 +7,6 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 from fastapi import FastAPI, Request
@@ -21,8 +20,8 @@ from unfreeze.core.errors import PhotoError, SourceError
 from unfreeze.deliver.pages import WEB
 from unfreeze.deliver.web.guard import Guard
 from unfreeze.deliver.web.serving_answers import Explained, Predictions, Problem, kind_of, predicted, status_of
-from unfreeze.deliver.web.serving_gate import Gate, problem
-from unfreeze.deliver.web.serving_limits import KINDS, Limits, RefusedError
+from unfreeze.deliver.web.serving_gate import Gate, allows, problem
+from unfreeze.deliver.web.serving_limits import Limits, RefusedError
 from unfreeze.deliver.web.serving_metrics import Metrics
 from unfreeze.deliver.web.serving_page import about, docs, page
 from unfreeze.deliver.web.serving_queue import Batcher, Held
@@ -70,14 +69,11 @@ class Served:
         self.held = Held(self.limits, self.metrics)
         self.batcher = Batcher(self.direct, self.limits, self.metrics)
         self.certainty = Certainty.of(self.direct.source)
-
-    @cached_property
-    def mapper(self) -> Mapper | str:
-        """What makes maps, or why there are none."""
+        self.mapper: Mapper | str  # what makes maps, or why there are none
         try:
-            return Mapper.of(self.direct)
+            self.mapper = Mapper.of(self.direct)
         except SourceError as error:
-            return str(error)
+            self.mapper = str(error)
 
     @contextlib.asynccontextmanager
     async def taking(self, request: Request) -> AsyncIterator[tuple[list[Upload], float]]:
@@ -135,10 +131,9 @@ def create_app(served: Served, guard: Guard, token: str | None = None) -> FastAP
     )
     _add_errors(app, served)
     _add_predictions(app, served)
-    _add_pages(app, served, lambda request: gate.allowed(request.headers))
+    _add_pages(app, served, lambda request: allows(request.headers, guard, token))
     app.mount("/static", StaticFiles(directory=WEB / "static"), name="static")
     app.add_middleware(Gate, guard=guard, token=token, limits=served.limits, metrics=served.metrics)
-    gate = Gate(app, guard, token, served.limits, served.metrics)  # to ask it; the one above stands in the way
     return app
 
 
@@ -189,7 +184,8 @@ def _add_predictions(app: FastAPI, served: Served) -> None:
                 raise RefusedError("too_many_files", "one photo at a time is explained.")
             photo = photos[0]
             try:
-                why = await served.within(until, served.batcher.run(lambda: mapper.why(bytes(photo.data))))
+                seen = await served.within(until, asyncio.to_thread(mapper.see, bytes(photo.data)))
+                why = await served.within(until, served.batcher.run(lambda: mapper.why(seen)))
             except PhotoError as error:
                 raise RefusedError(kind_of(error), error.reason) from None
         classes = served.direct.classes

@@ -47,6 +47,14 @@ def problem(refused: RefusedError, metrics: Metrics) -> JSONResponse:
     return JSONResponse({"error": refused.reason, "kind": refused.kind}, refused.status, headers)
 
 
+def allows(headers: Headers, guard: Guard, token: str | None) -> bool:
+    """Whether a request carries the token, in its header or the page's cookie, or none is needed."""
+    if token is None:
+        return True
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    return (scheme.lower() == "bearer" and _equal(given.strip(), token)) or guard.has_cookie(headers)
+
+
 class Gate:
     """ASGI middleware: token, host, origin, stated length; counts what was answered.
 
@@ -86,20 +94,13 @@ class Gate:
         if status:
             self.metrics.answered(scope["path"], status, time.perf_counter() - started)
 
-    def allowed(self, headers: Headers) -> bool:
-        """Whether the request carries the token, or none is needed."""
-        if self.token is None:
-            return True
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        return (scheme.lower() == "bearer" and _equal(given.strip(), self.token)) or self.guard.has_cookie(headers)
-
     def _check(self, scope: Scope) -> None:
         headers, path = Headers(scope=scope), scope["path"]
         if self.local and not self.guard.knows_host(headers.get("host", "")):
             raise RefusedError("wrong_host", "unknown host: use the address that the terminal shows.")
         if scope["method"] not in ("GET", "HEAD") and not _same_origin(headers):
             raise RefusedError("foreign_page", "another page asked for this.")
-        if path not in _OPEN and not path.startswith("/static/") and not self.allowed(headers):
+        if path not in _OPEN and not path.startswith("/static/") and not allows(headers, self.guard, self.token):
             raise RefusedError("no_token", "send the header `Authorization: Bearer TOKEN`, or open /?token=TOKEN.")
         length = headers.get("content-length", "0")
         if not length.isdecimal():

@@ -17,17 +17,17 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        own = {"registry": self.registry}
-        self.requests = Counter("unfreeze_requests", "Requests answered.", ("path", "status"), **own)
-        self.errors = Counter("unfreeze_errors", "Requests and photos refused, by reason.", ("kind",), **own)
-        self.photos = Counter("unfreeze_photos", "Photos predicted.", **own)
-        self.batches = Histogram("unfreeze_batch_photos", "Photos in a batch.", buckets=_PHOTOS, **own)
-        self.inference = Histogram("unfreeze_inference_seconds", "Time of a batch.", buckets=_SECONDS, **own)
+        to = self.registry
+        self.requests = Counter("unfreeze_requests", "Requests answered.", ("path", "status"), registry=to)
+        self.errors = Counter("unfreeze_errors", "Requests and photos refused, by reason.", ("kind",), registry=to)
+        self.photos = Counter("unfreeze_photos", "Photos predicted.", registry=to)
+        self.batches = Histogram("unfreeze_batch_photos", "Photos in a batch.", buckets=_PHOTOS, registry=to)
+        self.inference = Histogram("unfreeze_inference_seconds", "Time of a batch.", buckets=_SECONDS, registry=to)
         self.latency = Histogram(
-            "unfreeze_request_seconds", "From a request's head to its answer.", ("path",), buckets=_SECONDS, **own
+            "unfreeze_request_seconds", "From a request's head to its answer.", ("path",), buckets=_SECONDS, registry=to
         )
-        self.waiting = Gauge("unfreeze_queue_photos", "Photos waiting or being predicted.", **own)
-        self.held = Gauge("unfreeze_queue_bytes", "Bytes of requests and photos held.", **own)
+        self.waiting = Gauge("unfreeze_queue_photos", "Photos waiting or being predicted.", registry=to)
+        self.held = Gauge("unfreeze_queue_bytes", "Bytes of requests and photos held.", registry=to)
         for kind in KINDS:
             self.errors.labels(kind)
         ProcessCollector(registry=self.registry)

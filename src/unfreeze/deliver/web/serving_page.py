@@ -114,7 +114,7 @@ def _type(schema: dict[str, Any]) -> str:
     if "$ref" in schema:
         return str(schema["$ref"]).rpartition("/")[2]
     if schema.get("type") == "array":
-        inner = schema.get("items", {}) or next(iter(schema.get("prefixItems", [])), {})
+        inner: dict[str, Any] = schema.get("items", {}) or next(iter(schema.get("prefixItems", [])), {})
         return f"list of {_type(inner)}" if inner else "list"
     if isinstance(schema.get("additionalProperties"), dict):
         return f"object of {_type(schema['additionalProperties'])}"

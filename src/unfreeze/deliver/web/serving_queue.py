@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from unfreeze.deliver.web.serving_metrics import Metrics
 from unfreeze.learn.direct import Direct
 from unfreeze.learn.direct_sight import Prepared
 
+_log = logging.getLogger(__name__)
 Looks = tuple[str, ...] | None
 # A photo's probabilities (C,), or why it has none.
 Outcome = NDArray[np.float64] | PhotoError | Exception
@@ -113,7 +116,7 @@ class Batcher:
         """Whether the worker runs."""
         return self._worker.is_alive()
 
-    async def predict(self, photos: list[bytes | bytearray], looks: Looks) -> list[Outcome]:
+    async def predict(self, photos: Sequence[bytes | bytearray], looks: Looks) -> list[Outcome]:
         """An outcome for each photo. Cancelled, what has not begun is never done."""
         loop = asyncio.get_running_loop()
         job = _Job(loop, loop.create_future(), [None] * len(photos), looks, len(photos))
@@ -141,7 +144,10 @@ class Batcher:
         if not job.left:
             try:
                 ready = _Ready(job, place, self.direct.prepare(bytes(data)))
+            except PhotoError as error:
+                _resolve([(job, place, error)])
             except Exception as error:  # a photo must never end a thread, whatever its decoder raises
+                _log.error("a photo could not be prepared", exc_info=error)
                 _resolve([(job, place, error)])
         with self._change:
             self._decoding -= 1
@@ -183,6 +189,7 @@ class Batcher:
             try:
                 found = list(self.direct.probabilities([one.photo for one in some], looks))
             except Exception as error:  # the next batch may fit where this one did not
+                _log.error("a batch of %d photos failed", len(some), exc_info=error)
                 found = [error] * len(some)
             self.metrics.batches.observe(len(some))
             self.metrics.inference.observe(time.perf_counter() - started)
@@ -195,14 +202,15 @@ def _resolve(found: list[tuple[_Job, int, Outcome]]) -> None:
     for entry in found:
         loops.setdefault(entry[0].loop, []).append(entry)
     for loop, entries in loops.items():
-        _call(loop, lambda entries=entries: [_note(*entry) for entry in entries])
+        _call(loop, partial(_note_all, entries))
 
 
-def _note(job: _Job, place: int, outcome: Outcome) -> None:
-    job.outcomes[place] = outcome
-    job.missing -= 1
-    if not job.missing and not job.done.done():
-        job.done.set_result(None)
+def _note_all(entries: list[tuple[_Job, int, Outcome]]) -> None:
+    for job, place, outcome in entries:
+        job.outcomes[place] = outcome
+        job.missing -= 1
+        if not job.missing and not job.done.done():
+            job.done.set_result(None)
 
 
 def _settle(task: _Task) -> None:

@@ -133,18 +133,16 @@ def chosen_photos(
         what.append(f"named by the check “{plots.clipped(finding, 40)}”")
     told = paged(len(table), page, f"{base}/photos", label=label, group=group, finding=finding)
     addresses = photo_urls(f"{base}/photo", photos.table["path"])
+    some = table.iloc[told["first"] : told["last"]]
     shots = [
         {
-            "src": addresses[row.Index],
-            "large": addresses[row.Index].replace("small.jpg", "large.jpg"),
-            "path": row.path,
-            "label": row.label,
-            "group": row.group,
-            "group_href": f"{base}/photos?{urlencode({'group': row.group})}",
-            "split": row.split,
-            "message": said.get(row.path, ""),
+            **{name: row[name] for name in ("path", "label", "group", "split")},
+            "src": addresses[at],
+            "large": addresses[at].replace("small.jpg", "large.jpg"),
+            "group_href": f"{base}/photos?{urlencode({'group': row['group']})}",
+            "message": said.get(row["path"], ""),
         }
-        for row in table.iloc[told["first"] : told["last"]].itertuples()
+        for at, row in zip(some.index.tolist(), some.to_dict("records"), strict=True)
     ]
     groups = photos.table["group"].drop_duplicates()
     return {

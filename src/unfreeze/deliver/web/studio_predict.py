@@ -100,9 +100,9 @@ def unpacked(body: bytes) -> list[tuple[str, bytes]]:
     """
     head, newline, _ = body[:_HEAD].partition(b"\n")
     try:
-        listed = json.loads(head) if newline else None
+        listed: Any = json.loads(head) if newline else None
         files = [(str(name), int(size)) for name, size in listed]
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise UploadError("This is no upload of photos.") from None
     if not 1 <= len(files) <= MOST_PHOTOS:
         raise UploadError(f"Send 1 to {MOST_PHOTOS} photos at a time.")
@@ -176,13 +176,14 @@ def _problem(data: bytes) -> str:
 
     from unfreeze.data.images import FORMATS
 
+    many = f"it has more than the {MOST_PIXELS // 10**6} million pixels that may be sent"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
                 width, height = opened.size
+    except Image.DecompressionBombError:
+        return many
     except Exception:  # as elsewhere: decoders raise nearly anything
         return "not an image in a known format"
-    if width * height > MOST_PIXELS:
-        return f"{width:,} x {height:,} pixels are more than the {MOST_PIXELS / 1e6:.0f} million that may be sent"
-    return ""
+    return many if width * height > MOST_PIXELS else ""

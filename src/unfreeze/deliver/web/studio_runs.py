@@ -45,7 +45,14 @@ def pages(studio: Studio) -> APIRouter:
     def one(name: str) -> Response:
         info, path = library.info(name), library.run(name)
         status = studio.status({"run": str(path), "status": info.get("status", "unreadable")})
-        base = {"name": name, "path": path, "info": info, "status": status, "url": run_url(name), "here": "runs"}
+        base: dict[str, Any] = {
+            "name": name,
+            "path": path,
+            "info": info,
+            "status": status,
+            "url": run_url(name),
+            "here": "runs",
+        }
         if status != "finished":
             return studio.page("studio_run_open.html", **base, **live(studio, name, info))
         return studio.page("studio_run.html", **base, **finished(studio, name))
@@ -185,16 +192,12 @@ def told_photos(studio: Studio, name: str, true: str, said: str, only: str, orde
     addresses = photo_urls(f"{url}/photo", material.photos["path"])
     shots = [
         {
-            "src": addresses[row.row],
-            "large": addresses[row.row].replace("small.jpg", "large.jpg"),
-            "path": row.path,
-            "label": row.label,
-            "said": row.said,
-            "sure": row.sure,
-            "own": row.own,
-            "right": row.label == row.said,
+            **row,
+            "src": addresses[row["row"]],
+            "large": addresses[row["row"]].replace("small.jpg", "large.jpg"),
+            "right": row["label"] == row["said"],
         }
-        for row in some.itertuples()
+        for row in some.to_dict("records")
     ]
     what = " ".join(filter(None, [f"labelled “{label}”" if label else "", f"taken for “{called}”" if called else ""]))
     wrong = int((table["said"] != table["label"]).sum())

@@ -38,16 +38,22 @@ class Studio:
 
     def page(self, template: str, status_code: int = 200, **context: Any) -> HTMLResponse:
         """A whole page."""
-        working = [job for job in self.jobs.all() if job.active]
         found = self.environment.get_template(template).render(
-            form_token=self.guard.form_token, folder=self.library.folder, working=working, **context
+            form_token=self.guard.form_token,
+            folder=self.library.folder,
+            working=self._working(),
+            piece=False,
+            **context,
         )
         return HTMLResponse(found.encode("utf-8", "replace"), status_code)
 
     def part(self, template: str, status_code: int = 200, **context: Any) -> HTMLResponse:
         """A piece of a page, for htmx to put into its place."""
-        found = self.environment.get_template(template).render(**context)
+        found = self.environment.get_template(template).render(working=self._working(), piece=True, **context)
         return HTMLResponse(found.encode("utf-8", "replace"), status_code)
+
+    def _working(self) -> int:
+        return sum(job.active for job in self.jobs.all())
 
     def status(self, row: dict[str, Any]) -> str:
         """running, interrupted, failed, finished or unreadable: what run.json says, and who is writing it."""

@@ -146,7 +146,7 @@ def _attention_told(network: nn.Module, attended: list[torch.Tensor]) -> Iterato
         for handle in handles:
             handle.remove()
         for attention, before in fused:
-            attention.fused_attn = before  # type: ignore[assignment]
+            attention.fused_attn = before
 
 
 def _laid_out(tensor: torch.Tensor, stage: Stage) -> torch.Tensor:

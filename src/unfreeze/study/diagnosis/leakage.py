@@ -18,6 +18,7 @@ from unfreeze.study.diagnosis.hidden import hidden_groups
 from unfreeze.study.diagnosis.refit import Refit
 
 Rows = NDArray[np.int64]
+F64 = NDArray[np.float64]
 GROUPS, COPIES, HIDDEN, TESTED = (
     "leakage: groups across folds",
     "leakage: copies across folds",
@@ -46,14 +47,14 @@ def _across(case: Case, refit: Refit | str, given: Rows, rows: Rows) -> list[Cau
     fit = f"{again} --recipe {recipe} --run {shlex.quote(str(case.run.path) + '-safe')}"
     if not torn.any():
         found = [_whole(case, refit, rows)]
-        safe = refit.proba if isinstance(refit, Refit) else None
+        safe = [refit.proba] if isinstance(refit, Refit) else None
     elif isinstance(refit, str):
         why = f"{int(torn.sum()):,} of {len(rows):,} photos have others of their group in another fold; {refit}"
         found = [not_measured(GROUPS, why, "fit again with groups whole", f"{fit} --set folds.by_group=true")]
         safe = None
     else:
-        safe = refit.under(given, refit.folds_for(given))
-        cost = _flattered(case, refit, refit.proba, safe)
+        safe = refit.dealt(given)
+        cost = _flattered(case, refit, [refit.proba], safe, _among(case, rows[torn]))
         found = [
             Cause(
                 GROUPS,
@@ -72,7 +73,8 @@ def _across(case: Case, refit: Refit | str, given: Rows, rows: Rows) -> list[Cau
         why = f"{int(copied.sum()):,} photos have a copy in another fold; {refit}"
         found.append(not_measured(COPIES, why, "fit again", f"{fit} --set folds.join_duplicates=true"))
     else:
-        cost = _flattered(case, refit, safe, refit.under(case.units, refit.folds_for(case.units)))
+        together = refit.dealt(case.units)
+        cost = _flattered(case, refit, safe, together, _among(case, rows[copied]))
         found.append(
             Cause(
                 COPIES,
@@ -101,11 +103,11 @@ def _whole(case: Case, refit: Refit | str, rows: Rows) -> Cause:
         details["random_split"] = {"value": more}
     elif isinstance(refit, Refit):
         alone = np.arange(len(case.labels), dtype=np.int64)
-        figure = _flattered(case, refit, refit.under(alone, refit.folds_for(alone)), refit.proba)
-        promised = (
-            f"; a split photo by photo would have promised {told(figure, True)} of macro F1 more, which is not "
-            f"there{refit.said}"
-        )
+        every = np.ones(len(case.labels), bool)
+        figure = _flattered(case, refit, refit.dealt(alone), refit.dealt(case.units), every)
+        how = f"{told(figure, True)} of macro F1 more, which is not there"
+        how = how if figure["low"] > 0 else f"about the same ({told(figure, True)})"
+        promised = f"; a split photo by photo would have promised {how}{refit.said}"
         details["random_split"] = figure
     return Cause(GROUPS, "none", f"No group and no copy lies in two folds{promised}.", zero(), details=details)
 
@@ -126,10 +128,11 @@ def _hidden(case: Case, refit: Refit | str) -> Cause:
     first = found[0]
     wider = units.copy()
     wider[rows] = first.units + int(units.max()) + 1
-    base = refit.proba
-    if _torn(units[rows], case.folds[rows]).any():  # their share is told by the rows above
-        base = refit.under(units, refit.folds_for(units))
-    cost = _flattered(case, refit, base, refit.under(wider, refit.folds_for(wider)), wider)
+    base, folds = [refit.proba], case.folds
+    if _torn(units[rows], folds[rows]).any():  # their share is told by the rows above
+        base, folds = refit.dealt(units), refit.folds_for(units, case.run.recipe.seed)
+    torn = _among(case, rows[_torn(wider[rows], folds[rows])])
+    cost = _flattered(case, refit, base, refit.dealt(wider), torn, wider)
     example = _example(paths, first.units)
     return Cause(
         HIDDEN,
@@ -196,6 +199,13 @@ def _copies_cost(
     return interval(float(value), np.array(drawn))
 
 
+def _among(case: Case, rows: Rows) -> NDArray[np.bool_]:
+    """bool (n,): which photos `rows` names."""
+    found = np.zeros(len(case.labels), bool)
+    found[rows] = True
+    return found
+
+
 def _torn(units: Rows, folds: Rows) -> NDArray[np.bool_]:
     """bool (n,): rows whose group lies in more than one fold."""
     pairs = np.unique(np.stack([units, folds], 1), axis=0)
@@ -204,12 +214,28 @@ def _torn(units: Rows, folds: Rows) -> NDArray[np.bool_]:
 
 
 def _flattered(
-    case: Case, refit: Refit, leaky: NDArray[np.float64], safe: NDArray[np.float64], units: Rows | None = None
+    case: Case, refit: Refit, leaky: list[F64], safe: list[F64], torn: NDArray[np.bool_], units: Rows | None = None
 ) -> dict[str, float]:
-    """Macro F1 of `leaky` less that of `safe`, paired over groups."""
-    rows = refit.rows
+    """Macro F1 of `leaky` less that of `safe`, all deals of the folds together, paired over groups.
+
+    torn: bool (n,), the photos that were seen. Of the others both say what `leaky` says: their answers differ only by
+    the deal of the folds, which is no leakage and would drown a small one.
+    """
+    rows, deals = refit.rows, max(len(leaky), len(safe))
     groups = (case.units if units is None else units)[rows]
-    return paired_difference(case.labels[rows], safe[rows], leaky[rows], groups, resamples=500)
+    one = _filled(leaky, deals)
+    other = [np.where(torn[:, None] & np.isfinite(p), p, q) for p, q in zip(_filled(safe, deals), one, strict=True)]
+    return paired_difference(
+        np.tile(case.labels[rows], deals),
+        np.concatenate([p[rows] for p in other]),
+        np.concatenate([p[rows] for p in one]),
+        np.tile(groups, deals),
+        resamples=500,
+    )
+
+
+def _filled(deals: list[F64], count: int) -> list[F64]:
+    return [deals[i % len(deals)] for i in range(count)]
 
 
 def _last_block(refit: Refit, rows: Rows) -> NDArray[np.float32]:

@@ -27,8 +27,8 @@ SEEN = "preprocessing: training against prediction"
 PHOTOS, PHOTOS_NETWORK, TRIED = 96, 48, 12
 # The largest difference of a probability that passes: features are kept as float16, and bfloat16 differs by more.
 TOLERANCE, TOLERANCE_LOOSE = 2e-3, 2e-2
-# Shares of photos that are called otherwise from which a difference is an error.
-_CALLS = 0.02
+# Share of photos that are called otherwise, or difference of a probability, from which it is an error.
+CALLS, LARGE = 0.02, 0.25
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def parity(case: Case) -> Cause:
         case.limit,
     )
     details["fault"] = fault
-    least: Severity = "error" if changed >= _CALLS else "warning"
+    least: Severity = "error" if changed >= CALLS or largest >= LARGE else "warning"
     return Cause(
         SEEN,
         graver(severity_of(cost), least),

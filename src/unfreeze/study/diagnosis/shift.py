@@ -240,7 +240,7 @@ def _stored(case: Case, test: TestSet) -> Cause:
         distance = sum(abs(a - b) for a, b, _ in shares) / 2
         noise = np.sqrt(len(values) / len(first) + len(values) / len(second))
         if distance >= _STORED and distance > noise:
-            a, b, value = max(shares, key=lambda s: abs(s[0] - s[1]))
+            a, b, value = max(shares, key=lambda s: s[1] - s[0])  # what is new in the test photos
             differences[name] = distance, f"{name} {value}: {a:.0%} of the training and {b:.0%} of the test photos"
     sizes = [np.sqrt(look.width.astype(float) * look.height) for look in (case.looks, test.looks)]
     one, other = float(np.median(sizes[0][rows])), float(np.median(sizes[1]))
@@ -288,12 +288,9 @@ def _left(expected: Expected, real: dict[str, Any]) -> Cause:
     """What the real score lies under the expected one by."""
     value = expected.macro_f1["value"] - real["macro_f1"]["value"]
     # The two are independent of each other: their deviations add as squares.
-    down = np.hypot(
-        *(ends["value"] - ends[end] for ends, end in ((expected.macro_f1, "low"), (real["macro_f1"], "high")))
-    )
-    up = np.hypot(
-        *(ends["value"] - ends[end] for ends, end in ((expected.macro_f1, "high"), (real["macro_f1"], "low")))
-    )
+    one, other = expected.macro_f1, real["macro_f1"]
+    down = np.hypot(one["value"] - one["low"], other["high"] - other["value"])
+    up = np.hypot(one["high"] - one["value"], other["value"] - other["low"])
     gap: Figure = {"value": value, "low": float(value - down), "high": float(value + up)}
     beside = f"expected {told(expected.macro_f1)}, real {told(real['macro_f1'])}, out of fold {expected.judged:.3f}"
     severity = severity_of(gap, "warning")

@@ -1,0 +1,80 @@
+"""unfreeze diagnose: one table, one sentence and a next command; as JSON; and an exported file held against its run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from commandline import Answer
+from photosets import class_folders
+
+pytest.importorskip("openvino")
+
+
+@pytest.fixture
+def run(fitted: Path, tmp_path: Path) -> Path:
+    """The run as a copy, for a diagnosis is kept in it."""
+    return Path(shutil.copytree(fitted, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def new(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 photos of other groups in class folders."""
+    return class_folders(tmp_path_factory.mktemp("new") / "photos", groups=5, seed=3)
+
+
+def test_a_table_a_sentence_and_the_next_command(cli: Callable[..., Answer], run: Path, new: Path) -> None:
+    answer = cli("diagnose", run, "--test", new)
+    assert answer.code == 0, answer.err
+    assert "What may lie between validation and test, the gravest first" in answer.out
+    for family in ("leakage", "overfitting", "shift", "preprocessing", "calibration", "labels"):
+        assert f"{family}: " in answer.out
+    assert "is what it gets" in answer.out  # the folders' names are labels that the run knows
+    assert answer.out.strip().splitlines()[-1].startswith("Next: unfreeze ")
+    assert 'id="diagnosis"' in (run / "report.html").read_text()
+    assert json.loads((run / "diagnosis.json").read_text())["test_photos"] == 30
+
+
+def test_json_is_the_kept_file(cli: Callable[..., Answer], run: Path) -> None:
+    answer = cli("diagnose", run, "--json")
+    assert answer.code == 0 and answer.err == ""
+    told = json.loads(answer.out)
+    kept = json.loads((run / "diagnosis.json").read_text())
+    assert told["causes"] == kept["causes"] and told["sentence"].endswith("could not be measured.")
+    assert {"name", "severity", "cost", "evidence", "remedy", "command", "measured"} <= set(told["causes"][0])
+
+
+def test_an_exported_file_that_sees_alike_and_one_that_swaps_colours(
+    cli: Callable[..., Answer], run: Path, tmp_path: Path
+) -> None:
+    import openvino as ov
+    from openvino.preprocess import PrePostProcessor
+
+    file = tmp_path / "run.xml"
+    assert cli("export", run, "--out", file).code == 0
+    model = ov.Core().read_model(file)
+    prepared = PrePostProcessor(model)
+    prepared.input().tensor().set_layout(ov.Layout("NHWC"))
+    prepared.input().preprocess().reverse_channels()
+    prepared.input().model().set_layout(ov.Layout("NHWC"))
+    ov.save_model(prepared.build(), tmp_path / "bgr.xml", compress_to_fp16=False)
+    rows = {}
+    for name in ("run.xml", "bgr.xml"):
+        answer = cli("diagnose", run, "--exported", tmp_path / name, "--json")
+        assert answer.code == 0, answer.err
+        causes = json.loads(answer.out)["causes"]
+        rows[name] = next(c for c in causes if c["name"] == "preprocessing: the exported file")
+        assert name == "run.xml" or causes[0] == rows[name]
+    assert rows["run.xml"]["severity"] == "none" and rows["run.xml"]["measured"]
+    assert rows["bgr.xml"]["severity"] == "error"
+    assert "It agrees if red and blue are swapped (BGR for RGB)" in rows["bgr.xml"]["evidence"]
+
+
+def test_what_is_not_there_is_one_line(cli: Callable[..., Answer], run: Path, tmp_path: Path) -> None:
+    assert "no such run folder" in cli("diagnose", tmp_path / "absent").complaint
+    assert "no such file or folder" in cli("diagnose", run, "--test", tmp_path / "absent").complaint
+    assert "no such file, or neither .xml nor .onnx" in cli("diagnose", run, "--exported", tmp_path / "x.xml").complaint

@@ -1,0 +1,34 @@
+"""Draws of groups: whole groups, the same again for the same seed, and confusions that fit them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from unfreeze.judge.metrics import confusion_matrix
+from unfreeze.judge.resampling import group_weights, interval, soft_confusion, weighted_confusion
+
+
+def test_a_group_is_drawn_whole_and_the_same_seed_draws_the_same():
+    groups = np.array(["a", "a", "b", "c", "c", "c"])
+    draws = list(group_weights(groups, 50, 3))
+    assert all(w[0] == w[1] and w[3] == w[4] == w[5] and w[0] + w[2] + w[3] == 3 for w in draws)
+    assert all((one == two).all() for one, two in zip(draws, group_weights(groups, 50, 3), strict=True))
+    assert len({tuple(w) for w in draws}) > 3
+
+
+def test_intervals_pass_over_what_is_no_number():
+    found = interval(1.0, np.array([np.nan, 0.0, 2.0]))
+    assert found == pytest.approx({"value": 1.0, "low": 0.05, "high": 1.95})
+    assert interval(1.0, np.array([np.nan])) == {"value": 1.0, "low": 1.0, "high": 1.0}
+
+
+def test_confusions_of_weights_and_of_certain_probabilities_are_the_plain_one():
+    draws = np.random.default_rng(0)
+    truth, called = draws.integers(0, 3, 40), draws.integers(0, 3, 40)
+    plain = confusion_matrix(truth, called, 3)
+    assert (weighted_confusion(truth, called, 3) == plain).all()
+    assert (weighted_confusion(truth, called, 3, np.full(40, 2.0)) == 2 * plain).all()
+    assert (soft_confusion(np.eye(3)[truth], called) == plain).all()
+    half = soft_confusion(np.full((40, 3), 1 / 3), called, np.full(40, 3.0))
+    assert half.sum(0) == pytest.approx(3 * np.bincount(called, minlength=3))

@@ -1,0 +1,191 @@
+"""Maps are held against a planted truth: what tells the class sits in one corner of every photo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetuning import fit_here
+from unfreeze.core.errors import SourceError
+from unfreeze.core.runs import Run
+from unfreeze.learn.blend import Blend
+from unfreeze.learn.classifier import Classifier
+from unfreeze.learn.maps import (
+    HeatMap,
+    around,
+    centre_box,
+    covered,
+    first_two,
+    occlusion_map,
+)
+from unfreeze.learn.maps_networks import Mapper, WholeNetworks
+
+SIDE = 64
+# The blob lies in the upper right; both classes have the same grounds, noise and distractors elsewhere.
+BLOB = (slice(6, 26), slice(38, 58))
+
+
+def planted(red: bool, number: int) -> Image.Image:
+    draw = np.random.default_rng([number, red])
+    coarse = draw.integers(60, 190, (8, 8, 3), np.uint8)
+    pixels = np.asarray(Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC)).copy()
+    pixels[BLOB] = (230, 30, 30) if red else (30, 30, 230)
+    return Image.fromarray(pixels)
+
+
+def in_corner(found: HeatMap) -> bool:
+    x, y = found.peak()
+    return x > 0.5 and y < 0.5
+
+
+@pytest.fixture(scope="module")
+def corner_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("planted")
+    for red, name in ((True, "red"), (False, "blue")):
+        (folder / name).mkdir()
+        for number in range(24):
+            planted(red, number).save(folder / name / f"g{red:d}{number:02d}_0.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def late_run(corner_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return fit_here(corner_photos, tmp_path_factory.mktemp("run") / "late", "late", train__epochs=2)
+
+
+@pytest.fixture(scope="module")
+def full_run(corner_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return fit_here(
+        corner_photos,
+        tmp_path_factory.mktemp("run") / "full",
+        "scratch",
+        train__epochs=8,
+        image__crop=1.0,
+    )
+
+
+@pytest.fixture(scope="module")
+def new_bytes(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    folder = tmp_path_factory.mktemp("new")
+    out = []
+    for number in range(6):
+        planted(number % 2 == 0, 100 + number).save(folder / f"{number}.png")
+        out.append((folder / f"{number}.png").read_bytes())
+    return out
+
+
+def test_occlusion_finds_what_the_answer_rests_on_and_nothing_else() -> None:
+    def predict(photos: np.ndarray) -> np.ndarray:
+        assert photos.dtype == np.uint8 and photos.shape[1:] == (40, 60, 3) and len(photos) <= 7
+        red = photos[:, 5:10, 45:55, 0].mean((1, 2)) / 255  # only this place counts
+        return np.stack([red, 1 - red], 1)
+
+    photo = np.zeros((40, 60, 3), np.uint8)
+    photo[5:10, 45:55, 0] = 255
+    before, told = photo.copy(), []
+    found = occlusion_map(predict, photo, batch=7, progress=told.append)
+    assert (photo == before).all() and sum(told) == 64
+    assert found.method == "occlusion" and (found.label, found.runner_up) == (0, 1) and found.margin == pytest.approx(1)
+    assert found.peak()[0] == pytest.approx(5 / 6, abs=0.1) and found.peak()[1] == pytest.approx(0.19, abs=0.1)
+    assert (found.values[4:] == 0).all() and (found.values[:, :4] == 0).all()
+    # Whole covered the red falls to grey: the margin goes from 1 to 2 * 124 / 255 - 1.
+    assert found.values.max() == pytest.approx(2 - 2 * 124 / 255, abs=1e-6)
+    other = occlusion_map(predict, photo, label=1, batch=7)
+    np.testing.assert_allclose(other.values, -found.values, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"cells": 8, "patch": 0.1}, {"patch": 1.5}, {"fill": "red"}, {"box": (0.5, 0, 0.4, 1)}, {"cells": 0}]
+)
+def test_occlusion_refuses_what_makes_no_sense(changes: dict) -> None:
+    with pytest.raises(ValueError, match=r"patch|fill|box"):
+        occlusion_map(lambda photos: np.ones((len(photos), 2)) / 2, np.zeros((8, 8, 3), np.uint8), **changes)
+    with pytest.raises(ValueError, match="uint8"):
+        occlusion_map(lambda photos: np.ones((len(photos), 2)) / 2, np.zeros((8, 8, 3)))
+
+
+def test_a_patch_lies_where_the_photo_has_it_whatever_a_square_shows() -> None:
+    square, cover = np.zeros((10, 10, 3), np.uint8), np.full((10, 10, 3), 9, np.uint8)
+    whole = covered(square, cover, (0.5, 0.0, 1.0, 0.2), (0, 0, 1, 1))
+    assert (whole[:2, 5:] == 9).all() and whole.sum() == 9 * 3 * 10
+    part = covered(square, cover, (0.5, 0.0, 1.0, 0.2), (0.5, 0.0, 1.0, 1.0))  # shows the right half only
+    assert (part[:2] == 9).all() and part.sum() == 9 * 3 * 20
+    assert not covered(square, cover, (0.0, 0.0, 0.4, 0.4), (0.5, 0.0, 1.0, 1.0)).any()
+    assert not covered(square, cover, None, (0, 0, 1, 1)).any() and not square.any()
+
+
+def test_boxes_are_what_is_cut() -> None:
+    assert centre_box(200, 100, 0.8) == pytest.approx((0.3, 0.1, 0.7, 0.9))
+    assert centre_box(200, 100, 0.8, squash=True) == pytest.approx((0.1, 0.1, 0.9, 0.9))
+    assert around([(0.3, 0.1, 0.7, 0.9), (0.1, 0.2, 0.5, 1.0)]) == (0.1, 0.1, 0.7, 1.0)
+    assert first_two(np.array([0.2, 0.5, 0.3])) == (1, 2) and first_two(np.array([1.0])) == (0, 0)
+
+
+@pytest.mark.parametrize("method", ["grad-cam", "occlusion"])
+@pytest.mark.parametrize("which", ["late_run", "full_run"])
+def test_maps_of_a_trained_network_are_highest_where_the_class_is_told(
+    which: str, method: str, new_bytes: list[bytes], request: pytest.FixtureRequest
+) -> None:
+    run = request.getfixturevalue(which)
+    mapper = Mapper.load(run)
+    assert mapper.methods() == ("grad-cam", "occlusion")
+    told = [mapper.draw(data, method)[0] for data in new_bytes]
+    right = [run.classes[m.label] == ("red" if i % 2 == 0 else "blue") for i, m in enumerate(told)]
+    assert all(right)  # else the map need not be there
+    assert all(m.method == method and m.margin > 0 for m in told)
+    assert sum(map(in_corner, told)) == len(told)
+
+
+def test_the_whole_path_is_the_runs_own_network(late_run: Run, new_bytes: list[bytes]) -> None:
+    classifier, mapper = Classifier.load(late_run), Mapper.load(late_run)
+    assert classifier.tuned[0].setting.cut  # the run itself starts from activations
+    whole = WholeNetworks(classifier.tuned[0])
+    square = whole.square(new_bytes[0], 10**8, None)
+    _, margin = whole.map("grad-cam", square, ("plain",), 1, 0)
+    import torch
+
+    with torch.inference_mode():
+        logits = [n(whole._images(square[None], n))[0].numpy() for n in whole.networks()]
+    proba = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    own = mapper.direct.probabilities([mapper.direct.prepare(new_bytes[0])], ("plain",))[0]
+    np.testing.assert_allclose(proba.mean(0), own, atol=2e-3)  # activations are kept as float16
+    assert margin == pytest.approx(np.mean([one[1] - one[0] for one in logits]), abs=1e-4)
+
+
+def test_random_weights_give_another_map(full_run: Run, new_bytes: list[bytes]) -> None:
+    """The sanity check of Adebayo et al. 2018: a map that stays when the weights go says nothing of the network."""
+    import torch
+
+    whole = WholeNetworks(Classifier.load(full_run).tuned[0])
+    square = whole.square(new_bytes[0], 10**8, None)
+    trained, _ = whole.map("grad-cam", square, ("plain", "flip"), 1, 0)
+    torch.manual_seed(0)
+    for network in whole.networks():
+        for parameter in network.parameters():
+            with torch.no_grad():
+                parameter.copy_(parameter[torch.randperm(len(parameter))] if parameter.ndim else parameter)
+    shuffled, _ = whole.map("grad-cam", square, ("plain", "flip"), 1, 0)
+    alike = np.corrcoef(trained.ravel(), shuffled.ravel())[0, 1]
+    assert alike < 0.5
+
+
+def test_blends_have_one_map_over_all_and_say_so(late_run: Run, full_run: Run, new_bytes: list[bytes]) -> None:
+    mapper = Mapper.load(Blend.load([late_run, full_run]))
+    assert mapper.methods() == ("occlusion",)
+    with pytest.raises(SourceError, match="not for"):
+        mapper.draw(new_bytes[0], "grad-cam")
+    with pytest.raises(SourceError, match="known are"):
+        mapper.draw(new_bytes[0], "gradcam")
+    (found,) = mapper.draw(new_bytes[0])
+    assert in_corner(found) and found.method == "occlusion"
+
+
+def test_only_the_fold_that_has_not_seen_a_photo_answers(late_run: Run, new_bytes: list[bytes]) -> None:
+    one, every = Mapper.load(Classifier.load(late_run, folds=(0,))), Mapper.load(late_run)
+    assert len(list(one._whole[0].networks())) == 1 and len(list(every._whole[0].networks())) == 3
+    alone = one.draw(new_bytes[0], "grad-cam", 0, 1)[0]
+    mean = every.draw(new_bytes[0], "grad-cam", 0, 1)[0]
+    assert not np.allclose(alone.values, mean.values) and alone.source.startswith("1 network (")
