@@ -22,11 +22,13 @@ import late
 import memory
 import record
 import rows as many_rows
+import serving
 import sets
 import similarity
 import suspects
 import training
 import tuned
+import tuning
 import whole_job
 
 Rows = Iterator[dict[str, Any]]
@@ -41,11 +43,13 @@ BENCHMARKS: dict[str, tuple[Callable[[Path | None, Path, int], Rows], tuple[str,
     "training": (training.rows, training.HEADLINE),
     "late": (late.rows, late.HEADLINE),
     "tuned": (tuned.rows, tuned.HEADLINE),
+    "tuning": (tuning.rows, tuning.HEADLINE),
     "balance": (balance.rows, balance.HEADLINE),
     "labels": (labels.rows, labels.HEADLINE),
     "curve": (curve.rows, curve.HEADLINE),
     "rows": (many_rows.rows, many_rows.HEADLINE),
     "similarity": (similarity.rows, similarity.HEADLINE),
+    "serving": (serving.rows, serving.HEADLINE),
     "whole_job": (whole_job.rows, whole_job.HEADLINE),
     "whole_job_2000": (whole_job.rows_2000, whole_job.HEADLINE),
     "whole_job_epoch": (whole_job.rows_epoch, whole_job.HEADLINE),

@@ -3,7 +3,7 @@
 The clients share the server's cores. They are one process that keeps 32 connections busy with requests made beforehand
 (raw sockets, one epoll loop), and their CPU time is told apart. One photo a request: the worst case for a server.
 The offline predictor is `uf.load(run).predict` on the same photos, with the networks converted and no photo in the
-cache; its time is that of the call. Server and predictor take turns.
+cache; its time is that of the call. Server and predictor take turns. At last 1,000 connections ask the server at once.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import random
+import resource
 import selectors
 import shutil
 import signal
@@ -30,7 +31,7 @@ import child
 from unfreeze.core.errors import PhotoError
 from unfreeze.data.images import decode, read_bytes
 
-CLIENTS, SECONDS, SLOW, BROKEN = 32, 60.0, 8, 8
+CLIENTS, SECONDS, SLOW, BROKEN, CROWD = 32, 60.0, 8, 8, 1000
 HEADLINE = (
     "beside",
     "photos_s",
@@ -42,6 +43,8 @@ HEADLINE = (
     "errors",
     "server_mb_before",
     "server_mb_after",
+    "crowd_answered",
+    "crowd_peak_mb",
 )
 _BOUNDARY = "unfreezebenchmark"
 _PAUSE = 0.5  # seconds between two misdeeds of a broken client
@@ -106,12 +109,16 @@ def _served(run: Path, listed: Path, cache: Path, beside: bool) -> dict[str, Any
                 bad.wait()
         spent = _cpu(process.pid) - cpu
         time.sleep(1)
+        after = _megabytes(process.pid)
+        crowd = _asked("crowd", str(port), str(listed))
         return {
             **found,
             "server_cpu_s": round(spent, 2),
             "server_cpu_ms_a_photo": round(1000 * spent / max(1, found["answers"]), 3),
             "server_mb_before": before,
-            "server_mb_after": _megabytes(process.pid),
+            "server_mb_after": after,
+            **crowd,
+            "crowd_peak_mb": round(child._status(process.pid, "VmHWM") / 1024, 1),
         }
 
 
@@ -142,8 +149,12 @@ def _server(run: Path, cache: Path) -> Iterator[tuple[subprocess.Popen[str], int
 
 
 def _client(port: int, listed: Path, seconds: float) -> dict[str, Any]:
-    command = [sys.executable, __file__, "client", str(port), str(listed), str(seconds)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return _asked("client", str(port), str(listed), str(seconds))
+
+
+def _asked(*words: str) -> dict[str, Any]:
+    """What this file answers in a process of its own."""
+    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout))
 
 
@@ -239,6 +250,36 @@ def client(port: int, listed: Path, seconds: float) -> None:
     )
 
 
+def crowd(port: int, listed: Path) -> None:
+    """1,000 connections at once, each with a photo; prints how many were answered, refused (503) and cut off."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 2 * CROWD), hard))
+    request = _request(port, Path(listed.read_text("utf-8").splitlines()[0]))
+    request = request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
+    chooser, ends = selectors.DefaultSelector(), {"200": 0, "503": 0, "": 0}
+    for _ in range(CROWD):
+        one = socket.socket()
+        one.setblocking(False)
+        one.connect_ex(("127.0.0.1", port))
+        chooser.register(one, selectors.EVENT_WRITE, request)
+    while chooser.get_map():
+        for key, _ in chooser.select(1):
+            one = key.fileobj
+            assert isinstance(one, socket.socket)
+            try:
+                if key.data:
+                    left = key.data[one.send(key.data) :]
+                    chooser.modify(one, selectors.EVENT_WRITE if left else selectors.EVENT_READ, left)
+                    continue
+                answer = one.recv(1 << 16)
+            except OSError:
+                answer = b""
+            ends[answer[9:12].decode()] += 1
+            chooser.unregister(one)
+            one.close()
+    print(json.dumps({"crowd_answered": ends["200"], "crowd_refused": ends["503"], "crowd_cut_off": ends[""]}))
+
+
 def _request(port: int, photo: Path, path: str = "/predict") -> bytes:
     part = f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="{photo.name}"\r\n\r\n'
     body = part.encode() + photo.read_bytes() + f"\r\n--{_BOUNDARY}--\r\n".encode()
@@ -316,6 +357,8 @@ if __name__ == "__main__":
     what, *words = sys.argv[1:]
     if what == "client":
         client(int(words[0]), Path(words[1]), float(words[2]))
+    elif what == "crowd":
+        crowd(int(words[0]), Path(words[1]))
     elif what == "bad":
         bad(int(words[0]))
     else:

@@ -12,6 +12,7 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
 if TYPE_CHECKING:
+    from unfreeze.core.cluster import engine
     from unfreeze.core.errors import UnfreezeError
     from unfreeze.core.recipe import Recipe
     from unfreeze.core.runs import Run
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from unfreeze.deliver.export import export
     from unfreeze.deliver.report import write_report
     from unfreeze.deliver.submission import write_submission
+    from unfreeze.deliver.tune_page import write_tuning
     from unfreeze.deliver.web.server import serve_review as review
     from unfreeze.deliver.web.serving import serve
     from unfreeze.deliver.web.studio import studio
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from unfreeze.study.helps import helps
     from unfreeze.study.label_models import compare_labels
     from unfreeze.study.suspects import suspects
+    from unfreeze.study.tune import tune
     from unfreeze.study.vary import vary
 
 # Public name -> where it lives. Loaded when first used, so that `import unfreeze` costs nothing.
@@ -60,6 +63,7 @@ _HOMES = {
     "compare_balance": "unfreeze.study.balancing",
     "compare_labels": "unfreeze.study.label_models",
     "diagnose": "unfreeze.study.diagnose",
+    "engine": "unfreeze.core.cluster",
     "explain": "unfreeze.deliver.explain",
     "export": "unfreeze.deliver.export",
     "faces": "unfreeze.data.faces",
@@ -75,11 +79,13 @@ _HOMES = {
     "serve": "unfreeze.deliver.web.serving",
     "studio": "unfreeze.deliver.web.studio",
     "suspects": "unfreeze.study.suspects",
+    "tune": "unfreeze.study.tune",
     "vary": "unfreeze.study.vary",
     "write_comparison": "unfreeze.deliver.compare_page",
     "write_eda": "unfreeze.deliver.eda",
     "write_report": "unfreeze.deliver.report",
     "write_submission": "unfreeze.deliver.submission",
+    "write_tuning": "unfreeze.deliver.tune_page",
 }
 __all__ = [
     "Blend",
@@ -96,6 +102,7 @@ __all__ = [
     "compare_balance",
     "compare_labels",
     "diagnose",
+    "engine",
     "explain",
     "export",
     "faces",
@@ -111,11 +118,13 @@ __all__ = [
     "serve",
     "studio",
     "suspects",
+    "tune",
     "vary",
     "write_comparison",
     "write_eda",
     "write_report",
     "write_submission",
+    "write_tuning",
 ]
 
 

@@ -77,4 +77,4 @@ def test_an_exported_file_that_sees_alike_and_one_that_swaps_colours(
 def test_what_is_not_there_is_one_line(cli: Callable[..., Answer], run: Path, tmp_path: Path) -> None:
     assert "no such run folder" in cli("diagnose", tmp_path / "absent").complaint
     assert "no such file or folder" in cli("diagnose", run, "--test", tmp_path / "absent").complaint
-    assert "no such file, or neither .xml nor .onnx" in cli("diagnose", run, "--exported", tmp_path / "x.xml").complaint
+    assert "no such file, or none of .xml, .onnx, .pt" in cli("diagnose", run, "--exported", tmp_path / "x.xml").complaint

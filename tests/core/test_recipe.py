@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from unfreeze.core.errors import RecipeError
-from unfreeze.core.recipe import QUALITIES, Recipe, from_mapping, parse_assignments, read_recipe
+from unfreeze.core.qualities import QUALITIES
+from unfreeze.core.recipe import Recipe, from_mapping, parse_assignments, read_recipe
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 

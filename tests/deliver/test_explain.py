@@ -15,6 +15,7 @@ from unfreeze.core.runs import Run
 from unfreeze.deliver import explain as module
 from unfreeze.deliver.explain import explain
 from unfreeze.learn.classifier import Classifier
+from unfreeze.learn.maps_heads import SeenPhotos
 
 EVIL = "<img src=x onerror=alert(1)>.jpg"
 
@@ -45,7 +46,7 @@ def test_the_numbers_are_the_runs(probe_run: Run, new_photos: list[Path]) -> Non
         assert len(photo.maps) == 2 and not photo.trained_on
         sizes = [n.cosine for n in photo.neighbours]
         assert len(sizes) == 6 and sizes == sorted(sizes, reverse=True)
-    assert found.reference == "the mean training photo" and not found.note
+    assert found.reference == "the mean training photo" and not found.note and found.methods == ("cells",)
     # Colours are the classes here: the most alike must mostly share the prediction.
     assert sum(n.label == found.photos[0].label for n in found.photos[0].neighbours) >= 4
 
@@ -53,7 +54,7 @@ def test_the_numbers_are_the_runs(probe_run: Run, new_photos: list[Path]) -> Non
 def test_logits_are_the_folds_mean(probe_run: Run, new_photos: list[Path]) -> None:
     (photo,) = explain(probe_run, new_photos[0]).photos
     classifier = Classifier.load(probe_run)
-    features, _, _ = module._features(classifier, [str(new_photos[0])])
+    features = SeenPhotos.of(classifier, [str(new_photos[0])]).features(classifier, classifier.graphs)
     rooted = features.rooted(np.array([0]))
     want = np.mean([head.rooted_logits(rooted)[0] for head in classifier.heads], axis=0)
     assert photo.logits is not None

@@ -12,13 +12,12 @@ from PIL import Image
 import facesets
 import unfreeze as uf
 from finetuning import colours, fit_here
-from unfreeze.core.errors import PhotoError, RunError, SourceError
+from unfreeze.core.errors import PhotoError, RunError
 from unfreeze.core.tables import probability_columns
 from unfreeze.learn.blend import Blend
 from unfreeze.learn.certainty import Certainty
 from unfreeze.learn.classifier import Classifier
 from unfreeze.learn.direct import Direct
-from unfreeze.learn.direct_map import Mapper
 from unfreeze.learn.probe.heads import LinearHead
 from unfreeze.learn.probe.inputs import graphs_of
 
@@ -63,9 +62,10 @@ def probe(home, photos):
 @pytest.fixture(scope="module")
 def race(probe):
     """Heads of drawn weights on several inputs: one, another (squashed, gray, larger), and both side by side."""
-    inputs = [{}, {"size": 96, "squash": True, "gray": True}, {"crop": 1.0}]
+    inputs = [{"size": 64}, {"size": 96, "squash": True}, {"size": 64, "crop": 1.0}]
     run = replace(probe.run, recipe=probe.run.recipe.replace(**{"probe.race": inputs}))
-    graphs = tuple(graphs_of(run.recipe))
+    plain, squashed, whole = graphs_of(run.recipe)
+    graphs = (plain, replace(squashed, preprocessing=replace(squashed.preprocessing, gray=True)), whole)
     draw = np.random.default_rng(0)
     heads = []
     for numbers in ((0,), (1,), (2, 1), (0,)):
@@ -181,28 +181,6 @@ def test_what_is_no_photo_is_refused_with_its_reason(probe):
 def test_the_runs_own_limit_holds(probe):
     small = replace(probe.run, recipe=probe.run.recipe.replace(**{"image.max_megapixels": 1.0}))
     assert Direct.load(replace(probe, run=small), max_megapixels=50).eyes.max_pixels == 1_000_000
-
-
-def test_the_map_sums_to_the_margin_of_explain(probe, new):
-    mapper = Mapper.of(Direct.load(probe))
-    told = uf.explain(probe.run, [new[1]]).photos[0]
-    why = mapper.why(mapper.see(new[1].read_bytes()))
-    classes = probe.run.classes
-    assert (classes[why.first], classes[why.second]) == (told.label, told.runner_up)
-    assert why.margin == pytest.approx(told.margin(), abs=NEAR)
-    assert why.start == pytest.approx(told.start(), abs=NEAR)
-    one = why.maps[0]
-    assert why.start + one.cells.sum() + one.placeless == pytest.approx(why.margin, abs=1e-6)
-    np.testing.assert_allclose(one.cells, sum(told.contrast(block) for block in told.maps), atol=NEAR)
-    left, top, right, bottom = one.square
-    assert (right - left) * 64 == pytest.approx((bottom - top) * 96), "the square is one in pixels: 64 x 96"
-
-
-def test_other_runs_have_no_map(late, full, probe):
-    with pytest.raises(SourceError, match="late run has no map"):
-        Mapper.of(Direct.load(late))
-    with pytest.raises(SourceError, match="answer together"):
-        Mapper.of(Direct.load(Blend.load([probe.run, full.run])))
 
 
 def test_certainty_is_counted_out_of_fold():

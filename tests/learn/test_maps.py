@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from finetuning import fit_here
+from finetuning import Says, fit_here
 from unfreeze.core.errors import SourceError
 from unfreeze.core.runs import Run
 from unfreeze.learn.blend import Blend
@@ -22,6 +24,7 @@ from unfreeze.learn.maps import (
     occlusion_map,
 )
 from unfreeze.learn.maps_networks import Mapper, WholeNetworks
+from unfreeze.learn.maps_training import ByFold, TrainingPhotos, near_by_network, trained_on
 
 SIDE = 64
 # The blob lies in the upper right; both classes have the same grounds, noise and distractors elsewhere.
@@ -57,12 +60,17 @@ def late_run(corner_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> R
 
 
 @pytest.fixture(scope="module")
+def heads_run(corner_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return fit_here(corner_photos, tmp_path_factory.mktemp("run") / "probe", "probe", image__crop=1.0)
+
+
+@pytest.fixture(scope="module")
 def full_run(corner_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return fit_here(
         corner_photos,
         tmp_path_factory.mktemp("run") / "full",
         "scratch",
-        train__epochs=8,
+        train__epochs=24,
         image__crop=1.0,
     )
 
@@ -139,6 +147,69 @@ def test_maps_of_a_trained_network_are_highest_where_the_class_is_told(
     assert sum(map(in_corner, told)) == len(told)
 
 
+def test_exact_cells_are_highest_where_the_class_is_told_and_sum_to_the_margin(
+    heads_run: Run, new_bytes: list[bytes]
+) -> None:
+    classifier = Classifier.load(heads_run)
+    training = ByFold.cached(heads_run, classifier.graphs)
+    assert training is not None
+    mapper = Mapper(classifier, training.centre())
+    assert mapper.methods() == ("cells", "occlusion") and mapper.default() == ("cells",)
+    told = [mapper.draw(data)[0] for data in new_bytes]
+    assert [heads_run.classes[m.label] for m in told] == ["red", "blue"] * 3
+    assert all(m.method == "cells" and in_corner(m) for m in told)
+    start = mapper.draw(new_bytes[0])[0]
+    # From zero nothing but the bias is outside the map: all blocks lie on cells here.
+    whole = Mapper(classifier).draw(new_bytes[0], "cells", start.label, start.runner_up)[0]
+    bias = np.mean([head.bias for head in classifier.heads], 0)
+    assert whole.values.sum() + bias[start.label] - bias[start.runner_up] == pytest.approx(whole.margin, abs=1e-4)
+
+
+def test_photos_most_alike_are_of_what_the_folds_model_learnt_from(heads_run: Run) -> None:
+    graphs = Classifier.load(heads_run).graphs
+    held, every = ByFold.cached(heads_run, graphs), TrainingPhotos.cached(heads_run, graphs)
+    assert held is not None and every is not None
+    table = every.table
+    rows, folds = np.arange(len(table)), table["fold"].to_numpy()
+    for fold in (0, 1):
+        own, learnt = rows[folds == fold][:3], rows[folds != fold]
+        rooted = every.features.rooted(rows)
+        centre = rooted[learnt].mean(0)
+        np.testing.assert_allclose(np.concatenate(held.centre(fold)), centre, atol=1e-5)
+        a, b = rooted[own] - centre, rooted[learnt] - centre
+        cosines = (a @ b.T) / np.linalg.norm(a, axis=1)[:, None] / np.linalg.norm(b, axis=1)
+        found = held.near(rooted[own], fold, table["hash"].iloc[own].tolist(), 4)
+        for near, cosine in zip(found, cosines, strict=True):
+            order = learnt[np.argsort(-cosine, kind="stable")[:4]]
+            assert [n.path for n in near] == table["path"].iloc[order].tolist()
+            np.testing.assert_allclose([n.cosine for n in near], np.sort(cosine)[::-1][:4], atol=1e-4)
+
+
+def test_near_by_a_trained_network_is_read_once(full_run: Run, corner_photos: Path) -> None:
+    (tuned,) = Classifier.load(full_run).tuned
+    table = trained_on(full_run)
+    files, hashes = [corner_photos / table["path"][0]], [str(table["hash"][0])]
+    voice = Says()
+    read: list[int] = []
+
+    @contextmanager
+    def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+        read.append(total)
+        yield lambda steps: None
+
+    voice.bar = bar  # type: ignore[method-assign]
+    first = near_by_network(full_run, tuned, files, hashes, 3, voice)
+    again = near_by_network(full_run, tuned, files, hashes, 3, voice, without=int(table["fold"][0]))
+    assert first is not None and again is not None and read == [len(table), 0]
+    ((near, known),) = first
+    assert known and table["path"][0] not in [n.path for n in near] and len(near) == 3
+    # The network tells red from blue: what is most alike is of the same colour.
+    assert {n.label for n in near} == {table["label"][0]}
+    ((near, known),) = again
+    outside = set(table["path"][table["fold"] != table["fold"][0]])
+    assert not known and {n.path for n in near} <= outside
+
+
 def test_the_whole_path_is_the_runs_own_network(late_run: Run, new_bytes: list[bytes]) -> None:
     classifier, mapper = Classifier.load(late_run), Mapper.load(late_run)
     assert classifier.tuned[0].setting.cut  # the run itself starts from activations
@@ -160,16 +231,18 @@ def test_random_weights_give_another_map(full_run: Run, new_bytes: list[bytes]) 
     import torch
 
     whole = WholeNetworks(Classifier.load(full_run).tuned[0])
-    square = whole.square(new_bytes[0], 10**8, None)
-    trained, _ = whole.map("grad-cam", square, ("plain", "flip"), 1, 0)
-    torch.manual_seed(0)
-    for network in whole.networks():
-        for parameter in network.parameters():
-            with torch.no_grad():
-                parameter.copy_(parameter[torch.randperm(len(parameter))] if parameter.ndim else parameter)
-    shuffled, _ = whole.map("grad-cam", square, ("plain", "flip"), 1, 0)
-    alike = np.corrcoef(trained.ravel(), shuffled.ravel())[0, 1]
-    assert alike < 0.5
+    squares = [whole.square(data, 10**8, None) for data in new_bytes[:3]]
+    trained = [whole.map("grad-cam", square, ("plain",), 1, 0)[0] for square in squares]
+    alike = []
+    for seed in range(4):  # one random network may well look at the blob too, for or against
+        torch.manual_seed(seed)
+        for network in whole.networks():
+            for parameter in network.parameters():
+                with torch.no_grad():
+                    parameter.copy_(torch.randn_like(parameter) * parameter.std() if parameter.ndim > 1 else parameter)
+        drawn = [whole.map("grad-cam", square, ("plain",), 1, 0)[0] for square in squares]
+        alike += [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(trained, drawn, strict=True)]
+    assert np.mean(alike) < 0.5
 
 
 def test_blends_have_one_map_over_all_and_say_so(late_run: Run, full_run: Run, new_bytes: list[bytes]) -> None:

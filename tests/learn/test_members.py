@@ -128,17 +128,24 @@ def test_the_report_is_written(made):
     assert "late" in page and "probe" in page
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["explain", "{run}", "{photo}"], "probe"),
-    ],
-)
-def test_what_is_of_probes_alone_says_so_in_one_line(words, said, made, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_mixture_is_explained_in_both_ways(made):
+    """The head's exact cells beside the map of the networks; asked for one, it is that one alone."""
     photo = made.photos.files()[0]
-    answer = run_cli(*(word.format(run=made.mixed.path, photo=photo) for word in words))
-    assert answer.code == 2 and said in answer.complaint and "late" in answer.complaint
+    (told,) = uf.explain(made.mixed, photo).photos
+    assert [heat.method for heat in told.heat] == ["cells", "grad-cam"]
+    assert told.trained_on and len(told.neighbours) == 6
+    assert told.heat[1].source.startswith("2 networks (")
+    assert told.label == uf.load(made.mixed).predict([photo])["label"][0]
+    (one,) = uf.explain(made.mixed, photo, method="grad-cam").photos
+    assert [heat.method for heat in one.heat] == ["grad-cam"] and not one.maps
+    np.testing.assert_array_equal(one.heat[0].values, told.heat[1].values)
+
+
+def test_what_a_mixture_has_not_is_said_in_one_line(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer = run_cli("explain", str(made.mixed.path), str(made.photos.files()[0]), "--method", "rollout")
+    assert answer.code == 2 and "(probe, late); it has grad-cam or cells or occlusion." in answer.complaint
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_mixture_is_exported_whole(made, tmp_path):

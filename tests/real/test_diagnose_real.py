@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import unfreeze as uf
-from unfreeze.core.recipe import QUALITIES
+from unfreeze.core.qualities import QUALITIES
 
 CLOTHING = Path(__file__).parents[3] / "shared" / "data" / "clothing"
 

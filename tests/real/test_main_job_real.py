@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import unfreeze as uf
-from unfreeze.core.recipe import QUALITIES
+from unfreeze.core.qualities import QUALITIES
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 

@@ -28,6 +28,7 @@ from unfreeze.app import (
     scoring,
     serving,
     studying,
+    tuning,
 )
 from unfreeze.app.console import complain
 from unfreeze.core.errors import UnfreezeError
@@ -59,6 +60,7 @@ for command in (
     exporting.export,
     delivering.explain,
     comparing.compare,
+    tuning.tune,
     balancing.compare_balance,
     attributes.compare_labels,
     labelling.suspects,

@@ -23,7 +23,7 @@ from unfreeze.app.fitting import (
     make_recipe,
     source_options,
 )
-from unfreeze.core.errors import RecipeError
+from unfreeze.core.errors import RecipeError, RunError
 from unfreeze.core.progress import Reporter
 
 if TYPE_CHECKING:
@@ -144,6 +144,8 @@ def _fitted(
 
 def _refuse_what_fits(what: list[str], options: list[Any], force: bool) -> None:
     """Finished runs were fitted as they were: an option that says how to fit would be passed over."""
+    if len(what) == 1 and (Path(what[0]) / "run.json").is_file():
+        raise RunError(f"{what[0]}: one run is nothing to compare; name two or more.")
     if len(what) == 1:
         raise RecipeError(
             f"{what[0]}: nothing to compare it with; name two runs or more, or what to vary, as in "

@@ -10,19 +10,26 @@ import typer
 
 from unfreeze.app.console import emit_json, reporter, say, show, then
 from unfreeze.app.fitting import Json
-from unfreeze.app.looking import RunArgument
+from unfreeze.app.predicting import RunsArgument
 from unfreeze.core.errors import StorageError
 
 
 def explain(
-    run: RunArgument,
+    run: RunsArgument,
     images: Annotated[list[Path], typer.Argument(help="Photos, folders of photos, or tables.", metavar="IMAGE...")],
     out: Annotated[Path | None, typer.Option(help="The page (by default explain.html).", metavar="FILE")] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="auto, cells, grad-cam, rollout or occlusion; auto takes what the run's networks have.", metavar="NAME"
+        ),
+    ] = "auto",
     json: Json = False,
 ) -> None:
-    """Show what the model read where in photos, exactly, and the training photos most like them.
+    """Show where in photos their class was read, as the run's networks allow, and the training photos most like them.
 
-    With --json a page is written only if --out names one.
+    Cells are exact (probes); Grad-CAM and attention rollout look into trained networks; occlusion is for every run and
+    for several as RUN+RUN. With --json a page is written only if --out names one.
 
     Example: `unfreeze explain runs/masks new/face.jpg new/other.jpg --out why.html`
     """
@@ -30,22 +37,25 @@ def explain(
     if target and (target.suffix.lower() not in (".html", ".htm") or target.is_dir()):
         raise StorageError(f"--out {target}: is an HTML page; name a file {target.stem or 'explain'}.html.")
     from unfreeze.deliver.explain import explain as find
+    from unfreeze.deliver.map_words import WORDS, apart, place_of
 
-    found = find(run, images, target, reporter=reporter(json))
+    found = find(run, images, target, method=method, reporter=reporter(json))
     if json:
         emit_json(found.described())
         return
     good = [photo for photo in found.photos if not photo.error]
     show(
-        f"{len(good):,} photo(s) explained; the sum of the map is what the cells add for the class",
-        ["photo", "class", "against", "logits apart", "of it the map"],
-        [[p.path, p.label, p.runner_up, f"{p.margin():+.2f}", f"{p.margin() - p.start():+.2f}"] for p in good],
-        ["logits apart", "of it the map"],
+        f"{len(good):,} photo(s) explained",
+        ["photo", "class", "against", "map", "strongest", "apart"],
+        [[p.path, p.label, p.runner_up, h.method, place_of(h) or "none", apart(h)] for p in good for h in p.heat],
+        ["apart"],
     )
     for photo in found.photos:
         if photo.error:
             say(f"Not explained: {photo.path}: {photo.error}")
+    for way in found.methods:
+        say(f"{WORDS[way].name} ({WORDS[way].paper}) shows {WORDS[way].says} {WORDS[way].says_not}")
     if found.note:
         say(found.note)
     say(f"Page: {target}")
-    then(f"unfreeze report {shlex.quote(str(run))}")
+    then(f"unfreeze report {shlex.quote(str(found.lead.path))}")

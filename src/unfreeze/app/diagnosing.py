@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unfreeze.app.console import emit_json, reporter, say, show, then
-from unfreeze.app.fitting import Json
+from unfreeze.app.fitting import Json, PathColumn, Root
 from unfreeze.app.looking import RunArgument
 from unfreeze.core.errors import StorageError
 
@@ -31,6 +31,8 @@ def diagnose(
         Path | None,
         typer.Option(help="A file that `unfreeze export` wrote: does it see as the run does?", metavar="FILE"),
     ] = None,
+    path: PathColumn = None,
+    root: Root = None,
     json: Json = False,
 ) -> None:
     """Validation good, test bad: leakage, overfitting, shift, preprocessing, calibration, labels, each measured.
@@ -48,7 +50,7 @@ def diagnose(
         from unfreeze.deliver.exported import check_exported
 
         beside.append(check_exported(run, exported, voice))
-    found = measure(run, test, beside=beside, reporter=voice)
+    found = measure(run, test, path_column=path or "", root=root or "", beside=beside, reporter=voice)
     try:
         write_report(run)
     except StorageError as error:  # a run that may only be read can be diagnosed all the same

@@ -12,8 +12,11 @@ import typer
 
 from unfreeze.app.console import emit_json, number, reporter, say, scored, show, then
 from unfreeze.app.judged import verdicts_said
+from unfreeze.core.cluster import check_engine
+from unfreeze.core.cluster import engine as working_on
 from unfreeze.core.errors import RecipeError, nearest
-from unfreeze.core.recipe import QUALITIES, Recipe, parse_assignments, read_recipe
+from unfreeze.core.qualities import QUALITIES
+from unfreeze.core.recipe import Recipe, parse_assignments, read_recipe
 
 SourceArgument = Annotated[
     str, typer.Argument(help="A folder of class folders, a CSV, or the competition's root.", metavar="SOURCE")
@@ -37,6 +40,14 @@ Split = Annotated[str | None, typer.Option(help="Split column; 'none' pools the 
 ReaderName = Annotated[
     str | None,
     typer.Option("--reader", help="Read SOURCE as this kind instead of recognising it.", metavar="NAME"),
+]
+EngineName = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        help="Where folds, trials and features are computed: local, ray or ray://HOST:PORT.",
+        metavar="NAME",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="The answer as JSON on stdout, nothing else.")]
 
@@ -130,6 +141,7 @@ def fit(
         list[str] | None,
         typer.Option(help="Tell rows and scores to mlflow or tensorboard as well; may be given twice.", metavar="NAME"),
     ] = None,
+    engine: EngineName = "local",
     force: Annotated[bool, typer.Option("--force", help="Fit anew over a finished run.")] = False,
     json: Json = False,
 ) -> None:
@@ -147,6 +159,7 @@ def fit(
     if verdicts:
         options["source.verdicts"] = str(verdicts.expanduser().absolute())
     chosen = make_recipe(recipe, quality, set_, options)
+    check_engine(engine)
     from unfreeze.data.readers import read
     from unfreeze.deliver.report import write_report
     from unfreeze.study.auto import fit as fit_photos
@@ -155,17 +168,18 @@ def fit(
     photos = read(source, chosen.source)
     voice.say(photos.choice)
     read_seconds = round(time.perf_counter() - started, 3)
-    done = fit_photos(
-        photos,
-        chosen,
-        run,
-        force=force,
-        compare_random=compare_random,
-        command=_typed(),
-        reporter=voice,
-        timings={"read": read_seconds},
-        track=track or (),
-    )
+    with working_on(engine):
+        done = fit_photos(
+            photos,
+            chosen,
+            run,
+            force=force,
+            compare_random=compare_random,
+            command=_typed(),
+            reporter=voice,
+            timings={"read": read_seconds},
+            track=track or (),
+        )
     page = write_report(done.path)
     scores = done.scores()
     if json:

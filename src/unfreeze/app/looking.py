@@ -162,7 +162,13 @@ def list_findings(table: pd.DataFrame) -> None:
     say("")
 
 
-def report(run: RunArgument) -> None:
+def report(
+    run: RunArgument,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="With maps of trained networks over the surest mistakes, which takes time."),
+    ] = False,
+) -> None:
     """Write the run's report anew: one HTML file that needs no network.
 
     Example: `unfreeze report runs/masks`
@@ -170,7 +176,7 @@ def report(run: RunArgument) -> None:
     from unfreeze.core.runs import open_run
     from unfreeze.deliver.report import write_report
 
-    say(f"Report: {write_report(open_run(run).path)}")
+    say(f"Report: {write_report(open_run(run).path, explain=explain, reporter=reporter(False))}")
     then(f"unfreeze scores {shlex.quote(str(run))}")
 
 

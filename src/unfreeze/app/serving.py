@@ -36,12 +36,19 @@ def serve(
         int, typer.Option(help="Of one photo; never more than the run's own limit.", min=1, metavar="N")
     ] = 50,
     seconds: Annotated[
-        int, typer.Option(help="From a request's first byte to its answer; then it is cut off.", min=1, metavar="N")
+        int,
+        typer.Option(help="From a request's head to its answer; then it is refused, or cut off.", min=1, metavar="N"),
     ] = 20,
-    waiting: Annotated[int, typer.Option(help="Photos held at once; more are told to come again.", min=1)] = 256,
+    waiting: Annotated[
+        int, typer.Option(help="Photos held at once; more are told to come again.", min=1, metavar="N")
+    ] = 256,
     memory: Annotated[int, typer.Option(help="Megabytes of photos held at once.", min=1, metavar="MB")] = 256,
-    connections: Annotated[int, typer.Option(help="Connections open at once.", min=1, metavar="N")] = 128,
-    batch: Annotated[int, typer.Option(help="Photos that pass the networks together at most.", min=1)] = 32,
+    connections: Annotated[
+        int, typer.Option(help="Connections answered at once; more are told to come again.", min=1, metavar="N")
+    ] = 128,
+    batch: Annotated[
+        int, typer.Option(help="Photos that pass the networks together at most.", min=1, metavar="N")
+    ] = 16,
     json: Json = False,
 ) -> None:
     """Answer over HTTP with a run's predictions: POST /predict, a page at /, /healthz, /metrics, /docs.

@@ -247,26 +247,9 @@ class Train(Section):
     precision: Literal["auto", "f32", "bf16", "f16"] = Field(default="auto", description="auto: timed and checked")
     memory_format: Literal["auto", "contiguous", "channels_last"] = Field(default="auto", description="auto: timed")
     compile: Literal["auto", "off", "on"] = Field(default="auto", description="auto: on a GPU, if worth it")
-
-
-# What one word of quality stands for; `good` is the default recipe.
-QUALITIES: dict[str, dict[str, Any]] = {
-    "fast": {"probe.stages": "last", "probe.grid": 1, "probe.views": ("plain",)},
-    "good": {"probe.stages": "last:5", "probe.grid": 3, "probe.views": ("plain", "flip")},
-    "best": {
-        "probe.stages": "last:5",
-        "probe.grid": 3,
-        "probe.views": ("plain", "flip"),
-        "probe.race": (
-            {"backbone": "tf_efficientnet_lite0", "size": 224, "crop": 0.875},
-            {"backbone": "tf_efficientnet_lite0", "size": 320, "crop": 1.0},
-            {"backbone": "tf_efficientnet_lite2", "size": 260, "crop": 0.89},
-            {"backbone": "tf_efficientnet_lite2", "size": 320, "crop": 1.0},
-            {"backbone": "tf_efficientnet_lite0", "size": 288, "crop": 1.0, "squash": True},
-            {"backbone": "here"},
-        ),
-    },
-}
+    processes: int = Field(
+        default=1, ge=1, le=64, description="that train each fold together, a part of every batch each: one a GPU"
+    )
 
 
 class Advise(Section):
@@ -283,6 +266,26 @@ class Advise(Section):
     budget: str = Field(
         default="", description="time for the race, as 90s or 10m; '': a tenth of a full fit, a minute or two at least"
     )
+
+
+class Tune(Section):
+    """The search of `unfreeze tune`."""
+
+    trials: int = Field(default=30, ge=2, le=10_000, description="recipes that each of the three searches tries")
+    budget: str = Field(default="", description="time for the searches, as 90s, 10m or 1h; '': until all are tried")
+    parts: int = Field(default=3, ge=3, le=20, description="group-safe parts that a tried recipe is judged on in turn")
+    pruner: Literal["median", "hyperband", "none"] = Field(
+        default="median", description="what ends a recipe that is behind after some of its parts"
+    )
+    space: tuple[str, ...] = Field(
+        default=(),
+        description="what is searched, as `train.rate=1e-3..1e-2 log` or `probe.grid=1,2,3`; none: by strategy",
+    )
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
 
 class Recipe(Section):
@@ -307,6 +310,7 @@ class Recipe(Section):
     balance: Balance = Balance()
     labels: Labels = Labels()
     advise: Advise = Advise()
+    tune: Tune = Tune()
 
     def replace(self, **changes: Any) -> Recipe:
         """A copy with dotted keys changed: `recipe.replace(**{"image.size": 192, "seed": 1})`."""

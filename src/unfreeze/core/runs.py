@@ -22,6 +22,7 @@ from unfreeze.core.recipe import Recipe, read_recipe
 from unfreeze.core.tables import Finding, Photos, findings_table
 
 FORMAT = 1
+PLACES = ("", "*/", "compare-*/*/", "tune-*/*/")  # of runs below a folder: those of comparisons and searches lie deeper
 # What trackers leave: their own numbers of the run, and TensorBoard's event files.
 TRACKING, TENSORBOARD = "tracking.json", "tensorboard"
 # All that a run may hold; --force clears these and nothing else.
@@ -39,6 +40,7 @@ _FILES = [
     "advice.json",
     "diagnosis.json",
     "suspects.json",
+    "explained.json",
     TRACKING,
     ".lock",
 ]
@@ -125,7 +127,10 @@ def default_folder(recipe: Recipe, parent: Path = Path("runs")) -> Path:
     """Where a run goes if nobody says: the source's name and a mark of the recipe; a command finds its own run."""
     source = Path(recipe.source.path).resolve()
     name = source.stem if source.is_file() else source.name
-    return parent / f"{name or 'photos'}-{recipe.strategy}-{fingerprint(recipe.model_dump(mode='json'))[:6]}"
+    return (
+        parent
+        / f"{name or 'photos'}-{recipe.strategy}-{fingerprint(recipe.model_dump(mode='json', exclude={'tune'}))[:6]}"
+    )
 
 
 def refuse(path: Path, recipe: Recipe, force: bool) -> None:
@@ -168,7 +173,7 @@ def begin(path: Path, recipe: Recipe, photos: Photos, command: str, force: bool)
         for folder in (path, *path.glob("fold-*")):
             _clear_temporary(folder)
         if force:
-            _clear(path)
+            clear(path)
         write_text(path / "recipe.toml", recipe.to_toml())
         write_json(
             path / "run.json",
@@ -191,7 +196,7 @@ def begin(path: Path, recipe: Recipe, photos: Photos, command: str, force: bool)
             yield
         except UnfreezeError:
             if new and not any(path.glob("fold-*")):
-                _clear(path)
+                clear(path)
                 (path / ".lock").unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
                     path.rmdir()
@@ -231,11 +236,11 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def list_runs(folder: Path) -> list[dict[str, Any]]:
-    """One dict a run in or right below `folder`, or in a comparison's folder there: `run`, `status`; if it is whole
-    also `strategy`, `backbone`, `finished`, `photos`, `groups`, `macro_f1`, `accuracy`.
+    """One dict a run in or right below `folder`, or in a comparison's or search's folder there: `run`, `status`; if it
+    is whole also `strategy`, `backbone`, `finished`, `photos`, `groups`, `macro_f1`, `accuracy`.
     """
     rows = []
-    for file in [f for at in ("", "*/", "compare-*/*/") for f in sorted(folder.glob(f"{at}run.json"))]:
+    for file in [f for at in PLACES for f in sorted(folder.glob(f"{at}run.json"))]:
         row: dict[str, Any] = {"run": str(file.parent), "status": "unreadable"}
         with contextlib.suppress(RunError, KeyError, TypeError):  # a damaged run must not hide the others
             info = _info(file.parent)
@@ -293,7 +298,7 @@ def _is_beginning(file: Path) -> bool:
     return began or file.name == ".lock" or _TEMPORARY.fullmatch(file.name) is not None
 
 
-def _clear(path: Path) -> None:
+def clear(path: Path) -> None:
     """Deletes the run's own files; run.json last, so that what is left of a clearing cut off is still a run."""
     _clear_temporary(path)
     if not (path / "scratch").is_symlink():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def diagnosis(read: Row | None) -> Row | None:
             "severity": str(cause["severity"]),
             "word": _WORDS.get(str(cause["severity"]), "") if cause["measured"] else "not measured",
             "cost": _cost(cause["cost"]),
-            "evidence": str(cause["evidence"]),
+            "evidence": _typeset(str(cause["evidence"])),
             "remedy": str(cause["remedy"]),
             "command": str(cause["command"]),
         }
@@ -116,6 +117,12 @@ def _cost(cost: Row | None) -> str:
         return ""
     ends = " to ".join(_signed(cost[end]) for end in ("low", "high"))
     return f"{_signed(cost['value'])} ({ends})"
+
+
+def _typeset(text: str) -> str:
+    """Signed figures as elsewhere on the page: a minus sign, and no 0 before the point."""
+    signs = {"+": "+", "-": "−"}
+    return re.sub(r"(?<=[ (])([+-])0?(?=\.\d{3})", lambda found: signs[found[1]], text)
 
 
 def _signed(value: float) -> str:

@@ -88,7 +88,7 @@ def score_rows(key: str, rows: Sequence[ScoreRow]) -> Markup:
     for tick, anchor in zip(TICKS, ("start", "middle", "middle", "middle", "end"), strict=True):
         body.append(_text(_pc(tick), y + 8, _tick(tick), "muted small", anchor))
     said = "; ".join(f"{row.label}: {score(row.interval['value'])} ({span(row.interval)})" for row in rows)
-    return _svg(key, "Scores with their 95 % intervals, on a scale from 0 to 1", said, y + 16, body)
+    return svg(key, "Scores with their 95 % intervals, on a scale from 0 to 1", said, y + 16, body)
 
 
 def fold_dots(key: str, folds: Sequence[dict[str, Any]], overall: Interval) -> Markup:
@@ -118,7 +118,7 @@ def fold_dots(key: str, folds: Sequence[dict[str, Any]], overall: Interval) -> M
     body += [_text(at(v), bottom + 20, _tick(v), "muted small", "middle") for v in (low, *inner, high)]
     said = "; ".join(f"fold {int(f['fold'])}: {score(f['macro_f1'])}" for f in folds)
     title = "Macro F1 of each fold; the band is the 95 % interval of all folds"
-    return _svg(key, title, said, bottom + 28, body)
+    return svg(key, title, said, bottom + 28, body)
 
 
 def bars(key: str, title: str, rows: Sequence[tuple[str, float, str]], *, left: int = 28) -> Markup:
@@ -132,7 +132,7 @@ def bars(key: str, title: str, rows: Sequence[tuple[str, float, str]], *, left: 
         body.append(_rect(f"{left}%", i * 28 + 6, f"{wide:.2f}%", 16, "bar"))
         body.append(_text(f"{left + wide:.2f}%", i * 28 + 18, text, "muted", shift=8))
     said = "; ".join(f"{label}: {text}" for label, _, text in rows)
-    return _svg(key, title, said, 28 * len(rows), body)
+    return svg(key, title, said, 28 * len(rows), body)
 
 
 def gain_bars(key: str, rows: Sequence[tuple[str, Interval]]) -> Markup:
@@ -151,7 +151,7 @@ def gain_bars(key: str, rows: Sequence[tuple[str, Interval]]) -> Markup:
         body.append(_line(at(gain["low"]), at(gain["high"]), i * 36 + 32, "whisker"))
         body.append(_text("100%", i * 36 + 22, told, "muted small", "end"))
         said.append(f"{label}: {told}")
-    return _svg(key, "Macro F1 gained if a part were always right", "; ".join(said), 36 * len(rows) + 4, body)
+    return svg(key, "Macro F1 gained if a part were always right", "; ".join(said), 36 * len(rows) + 4, body)
 
 
 def difference_rows(key: str, base: str, rows: Sequence[tuple[str, Interval]], unit: str = "macro F1") -> Markup:
@@ -171,17 +171,21 @@ def difference_rows(key: str, base: str, rows: Sequence[tuple[str, Interval]], u
     def points(value: float) -> str:
         return f"{100 * value:+.1f}".replace("-", "−").replace("+0.0", "0.0").replace("−0.0", "0.0")
 
-    bottom = 24 + 52 * len(rows)
+    # Long names, of which only the ends may differ, have a line of their own above the figures.
+    longest = max(len(label) for label, _ in rows)
+    under, most = (20, 44) if longest > 22 else (0, 22)
+    bottom = 24 + (52 + under) * len(rows)
     edge = "start" if -low < 0.2 * (high - low) else "end" if high < 0.2 * (high - low) else "middle"
     body = [_upright(at(0), 20, bottom, "axis"), _text(at(0), 12, clipped(base), "muted small", edge)]
     said = []
     for i, (label, found) in enumerate(rows):
-        y = 24 + 52 * i
+        above = 24 + (52 + under) * i
+        y = above + under
         told = found["low"] > 0 or found["high"] < 0
         tone, ink = ("accent", "ink") if told else ("quiet", "muted")
         value, between = points(found["value"]), f"{points(found['low'])} to {points(found['high'])}"
         body += [
-            _text("0", y + 16, clipped(label, 22), f"{ink} halo"),
+            _text("0", above + 16, clipped(label, most), f"{ink} halo"),
             f'<text x="100%" y="{y + 16}" text-anchor="end" class="halo"><tspan class="strong {ink}">{value}</tspan>'
             f'<tspan class="muted small" dx="8">{between}</tspan></text>',
             _line(at(100 * found["low"]), at(100 * found["high"]), y + 34, f"range {tone}"),
@@ -195,7 +199,7 @@ def difference_rows(key: str, base: str, rows: Sequence[tuple[str, Interval]], u
         label = f"{i * gap:+g}".replace("-", "−") if i else "0"
         body.append(_text(at(i * gap), bottom + 18, label, "muted small", anchor))
     title = f"Points of {unit} more or less than {base}, with 95 % intervals"
-    return _svg(key, title, "; ".join(said), bottom + 24, body)
+    return svg(key, title, "; ".join(said), bottom + 24, body)
 
 
 def bar(share: float) -> Markup:
@@ -259,7 +263,7 @@ def reliability_plot(key: str, curve: Sequence[dict[str, float]]) -> Markup:
     said = "; ".join(
         f"told {score(p['confidence'], 2)}, right {score(p['accuracy'], 2)}, {p['count']:.0f} photos" for p in curve
     )
-    return _svg(key, "Probability told against the share that is right", said, 404, body, box="0 0 360 404")
+    return svg(key, "Probability told against the share that is right", said, 404, body, box="0 0 360 404")
 
 
 def _pc(value: float) -> str:
@@ -291,7 +295,8 @@ def _dot(x: object, y: float, radius: float, tone: str) -> str:
     return f'<circle cx="{x}" cy="{y:g}" r="{radius:g}" class="dot {tone}"/>'
 
 
-def _svg(key: str, title: str, said: str, height: int, body: Sequence[str], box: str = "") -> Markup:
+def svg(key: str, title: str, said: str, height: int, body: Sequence[str], box: str = "") -> Markup:
+    """A plot with its title and a sentence for who cannot see it; `box`: a viewBox, for plots that scale."""
     size = f'viewBox="{box}"' if box else f'width="100%" height="{height}"'
     return Markup(
         f'<svg class="plot" role="img" aria-labelledby="{key}-title {key}-desc" {size}>'

@@ -13,12 +13,15 @@ import pandas as pd
 
 from unfreeze.core.errors import RunError, listed
 from unfreeze.core.files import write_whole
+from unfreeze.core.progress import Reporter
 from unfreeze.core.runs import read_log
 from unfreeze.core.tables import FINDING_COLUMNS, probability_columns
 from unfreeze.deliver import sections
 from unfreeze.deliver.advice_section import read_advice
 from unfreeze.deliver.diagnosis_section import diagnosis, read_diagnosis
 from unfreeze.deliver.labels_section import labels, read_suspects
+from unfreeze.deliver.looked_into import LookedInto
+from unfreeze.deliver.looked_section import kinds, looked, looked_into
 from unfreeze.deliver.pages import stylesheet, templates
 from unfreeze.deliver.parts_section import parts
 from unfreeze.deliver.plots import bars, seconds
@@ -29,14 +32,19 @@ from unfreeze.deliver.training import training
 FORMAT = 1
 
 
-def write_report(run: str | Path) -> Path:
+def write_report(run: str | Path, *, explain: bool = False, reporter: Reporter | None = None) -> Path:
     """Write `report.html` into a finished run folder and return its path.
 
-    The file is complete in itself, and it appears whole or not at all. RunError names what the folder
-    lacks, StorageError a folder that cannot be written.
+    explain: also the maps of trained networks over the surest mistakes, for which these are loaded and asked; they are
+    kept in the run for later reports. Those of linear heads cost little and are always there. The file is complete in
+    itself, and it appears whole or not at all. RunError names what the folder lacks, StorageError a folder that cannot
+    be written.
     """
-    page = render(read_run(Path(run))).encode("utf-8", "replace")
-    return write_whole(Path(run) / "report.html", lambda temporary: temporary.write_bytes(page))
+    folder = Path(run)
+    material = read_run(folder)
+    shots = sections.wrong(material)[0]["shots"]
+    page = render(material, looked_into(folder, shots, explain, reporter), folder).encode("utf-8", "replace")
+    return write_whole(folder / "report.html", lambda temporary: temporary.write_bytes(page))
 
 
 def read_run(run: Path) -> Material:
@@ -68,12 +76,12 @@ def read_run(run: Path) -> Material:
     )
 
 
-def render(material: Material) -> str:
-    """The report's HTML."""
+def render(material: Material, rows: list[LookedInto], run: Path) -> str:
+    """The report's HTML. rows: as of `looked_into`."""
     environment = templates(glued=glued)
     script = environment.get_template("report_script.html").render()
     return environment.get_template("report.html").render(
-        **_context(material),
+        **_context(material, rows, run),
         css=stylesheet(),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
@@ -86,10 +94,12 @@ def glued(text: str) -> str:
     return re.sub(words, "\\1\u00a0", text)
 
 
-def _context(material: Material) -> Context:
+def _context(material: Material, rows: list[LookedInto], run: Path) -> Context:
     data, samples = sections.trained_on(material)
     wrong, mistakes = sections.wrong(material)
     suspected, doubted = labels(material.suspects, material.scores.get("verdicts"))
+    seen, near = looked(material, rows, run)
+    alike, small = kinds(material)
     return {
         "name": material.name,
         "info": material.info,
@@ -107,10 +117,13 @@ def _context(material: Material) -> Context:
         "per_class": sections.per_class(material),
         "confusion": sections.confusion(material, set(wrong["pairs"])),
         "wrong": wrong,
+        "looked": seen,
+        "kinds": alike,
+        "small": small,
         "labels": suspected,
         "calibration": sections.calibration(material),
         "repeat": _repeat(material),
-        "thumbs": thumbnails(material.root, [*samples, *mistakes, *doubted]),
+        "thumbs": thumbnails(material.root, [*samples, *mistakes, *doubted, *near]),
     }
 
 

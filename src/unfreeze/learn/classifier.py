@@ -212,6 +212,11 @@ def _only(member: Member, folds: Collection[int] | None) -> Member:
     return member if folds is None else replace(member, folds=tuple(k for k in member.folds if k in folds))
 
 
+def networks_read(run: Run) -> tuple[Graph, ...]:
+    """The frozen networks that a run's heads read, or that its training began from; () if none. Raises as `load`."""
+    return tuple(_graphs(run)[0])
+
+
 def _graphs(run: Run) -> tuple[list[Graph], list[int]]:
     """The networks that the run's inputs were read by, and the number of features of each."""
     graphs, widths = [], []

@@ -149,7 +149,7 @@ def prepare(
     check_labels(recipe, photos)
     spent = {} if spent is None else spent
     if begun is not None and begins_alike(begun.recipe, recipe):
-        work = replace(begun, recipe=recipe, folder=folder, reporter=reporter, spent=spent)
+        work = replace(begun, recipe=recipe, folder=folder, reporter=reporter, spent=spent, squares=None)
         added_rows(work)
         return work
     with _clock(spent, "look"):

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unfreeze.core.errors import SourceError, listed
+from unfreeze.core.errors import SourceError, listed, nearest
 from unfreeze.core.progress import Reporter
 from unfreeze.core.runs import Run
 from unfreeze.data.images import decode_sized, load_square
-from unfreeze.learn.blend import Blend
+from unfreeze.learn.blend import Blend, load
 from unfreeze.learn.classifier import Classifier
 from unfreeze.learn.direct import Direct
-from unfreeze.learn.direct_sight import Face, Sight
+from unfreeze.learn.direct_sight import Face, Prepared, Sight
 from unfreeze.learn.maps import PATCH, Box, HeatMap, around, cell_maps, centre_box, covered, filling, first_two, slid
 from unfreeze.learn.probe.contributions import contributions_of, placed_columns
 
@@ -32,25 +33,46 @@ METHODS = ("auto", "cells", "grad-cam", "rollout", "occlusion")
 _HELD_BYTES = 1 << 30
 
 
-class Mapper:
-    """Draws heat maps with a run's networks; they are loaded once. One thread at a time.
+def _at_once(work: Callable[[], Any]) -> Any:
+    return work()
 
-    direct: the run in memory; may be shared with whoever predicts, under the same lock. centre: for each input of the
-    linear heads the signed roots (D,) that count as no evidence, as of `mean_rooted`; without it, zero.
+
+class Mapper:
+    """Draws heat maps with a run's networks, each loaded when it is first needed. One thread at a time.
+
+    source: the run, or `Direct`, where somebody holds it in memory already. centre: for each input of the linear heads
+    the signed roots (D,) that count as no evidence, as of `mean_rooted`; without it, zero. through: calls what it is
+    given in the thread that alone may ask the networks of `Direct`, and returns what that returns; pieces are short.
     """
 
-    def __init__(self, direct: Direct, centre: Sequence[NDArray[np.float32]] | None = None) -> None:
-        self.direct, self.centre = direct, centre
-        source = direct.source
-        self.classifiers = source.classifiers if isinstance(source, Blend) else (source,)
-        alone = not isinstance(source, Blend)
-        self._whole = [WholeNetworks(tuned) for tuned in source.tuned] if isinstance(source, Classifier) else []
-        self._heads = alone and bool(self.classifiers[0].heads)
+    def __init__(
+        self,
+        source: Classifier | Blend | Direct,
+        centre: Sequence[NDArray[np.float32]] | None = None,
+        *,
+        through: Callable[[Callable[[], Any]], Any] = _at_once,
+        reporter: Reporter | None = None,
+    ) -> None:
+        self.source: Classifier | Blend = source.source if isinstance(source, Direct) else source
+        self.centre, self._through, self._reporter = centre, through, reporter
+        if isinstance(source, Direct):
+            self.direct = source
+        self.classifiers = asked(self.source)
+        self._whole: list[WholeNetworks] = []
+        self._heads = False
+        if isinstance(self.source, Classifier):
+            self._whole = [WholeNetworks(tuned) for tuned in self.source.tuned]
+            self._heads = bool(self.source.heads)
 
     @classmethod
     def load(cls, run: str | Path | Run | Classifier | Blend, reporter: Reporter | None = None) -> Mapper:
-        """Of what `Direct.load` takes. Raises as that does."""
-        return cls(Direct.load(run, max_megapixels=float("inf"), reporter=reporter))
+        """Of what `unfreeze.load` takes or gives. Raises as that does."""
+        return cls(run if isinstance(run, Classifier | Blend) else load(run), reporter=reporter)
+
+    @cached_property
+    def direct(self) -> Direct:
+        """The run in memory. Raises as `Direct.load`."""
+        return Direct.load(self.source, max_megapixels=float("inf"), reporter=self._reporter)
 
     def methods(self) -> tuple[str, ...]:
         """Ways to a map that this run has, the one that 'auto' takes first.
@@ -58,7 +80,7 @@ class Mapper:
         Several runs blended have only 'occlusion', for their maps have no common measure. Where linear heads and
         trained networks answer together, 'auto' gives the heads' cells and the networks' own map, one beside the other.
         """
-        if isinstance(self.direct.source, Blend):
+        if isinstance(self.source, Blend):
             return ("occlusion",)
         found = ["cells"] if self._heads else []
         own = ("rollout", "grad-cam") if self._whole else ()
@@ -76,10 +98,12 @@ class Mapper:
     def check(self, method: str) -> None:
         """SourceError where the run has no such map, or there is no such method."""
         if method not in METHODS:
-            raise SourceError(f"--method {method}: known are {', '.join(METHODS)}.")
-        if method != "auto" and method not in self.methods():
-            where = listed([str(c.run.path) for c in self.classifiers])
-            raise SourceError(f"--method {method}: not for {where}; it has {listed(self.methods())}.")
+            raise SourceError(f"--method {method}: known are {', '.join(METHODS)}.{nearest(method, METHODS)}")
+        if method not in ("auto", *self.methods()):
+            where = "+".join(str(c.run.path) for c in self.classifiers)
+            kind = "a blend" if isinstance(self.source, Blend) else listed(self.source.run.strategies)
+            has = " or ".join(self.methods())
+            raise SourceError(f"--method {method}: not for {where} ({kind}); it has {has}.")
 
     def draw(
         self,
@@ -98,8 +122,7 @@ class Mapper:
         """
         self.check(method)
         if label is None or runner_up is None:
-            own = self.direct.probabilities([self.direct.prepare(data)])[0]
-            first, second = first_two(own)
+            first, second = first_two(self._answer([self.direct.prepare(data)])[0])
             label = first if label is None else label
             runner_up = (second if label == first else first) if runner_up is None else runner_up
         found: list[HeatMap] = []
@@ -112,6 +135,10 @@ class Mapper:
                 for whole in self._whole:
                     found.append(self._looked_into(whole, one, data, label, runner_up))
         return tuple(found)
+
+    def _answer(self, photos: list[Prepared]) -> NDArray[np.float64]:
+        found: NDArray[np.float64] = self._through(lambda: self.direct.probabilities(photos))
+        return found
 
     def _occlusion(self, data: bytes, label: int, runner_up: int, progress: Callable[[int], None] | None) -> HeatMap:
         """Every network's own square is covered at the same place of the photo."""
@@ -130,7 +157,7 @@ class Mapper:
                 tuple(covered(one, cover, patch, box) for one, cover, box in zip(squares, covers, shows, strict=True))
                 for patch in patches
             ]
-            return self.direct.probabilities(photos)
+            return self._answer(photos)
 
         found = slid(answer, label=label, runner_up=runner_up, box=seen, progress=progress)
         count = sum(len(c.heads) + sum(len(t.files) for t in c.tuned) for c in self.classifiers)
@@ -145,7 +172,8 @@ class Mapper:
         seen, boxes = [], []
         for graph in classifier.graphs:
             reader = next(r for r in self.direct.readers if r.graph == graph)
-            seen.append([part.astype(np.float32) for part in reader.read([prepared], looks)])
+            parts = self._through(partial(reader.read, [prepared], looks))
+            seen.append([part.astype(np.float32) for part in parts])
             sight = self.direct.eyes.sights[reader.sight]
             boxes.append(_shown(sight, faces[face] if sight.face else None, width, height))
         graphs = classifier.graphs
@@ -162,7 +190,10 @@ class Mapper:
 
     def _looked_into(self, whole: WholeNetworks, method: str, data: bytes, label: int, runner_up: int) -> HeatMap:
         run = self.classifiers[0].run
-        p, limit = whole.models.setting.preprocessing, self.direct.eyes.max_pixels
+        p = whole.models.setting.preprocessing
+        # The run's own limit, where nothing was loaded that has another.
+        loaded = "direct" in self.__dict__
+        limit = self.direct.eyes.max_pixels if loaded else int(run.recipe.image.max_megapixels * 1e6)
         box = self.direct.eyes.boxes(data)[Face.of(run.recipe)] if p.face else None
         values, margin = whole.map(method, whole.square(data, limit, box), run.recipe.probe.views, label, runner_up)
         width, height = _size(data, limit)
@@ -276,8 +307,15 @@ class WholeNetworks:
 
         p, device = self.models.setting.preprocessing, next(network.parameters()).device
         mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (p.mean, p.std))
-        pixels = torch.from_numpy(np.ascontiguousarray(squares)).to(device).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(np.array(squares)).to(device).permute(0, 3, 1, 2)
         return (pixels.float() / 255 - mean) / std
+
+
+def asked(source: Classifier | Blend) -> tuple[Classifier, ...]:
+    """The runs that answer: of a blend those that have a weight."""
+    if isinstance(source, Classifier):
+        return (source,)
+    return tuple(c for c, weight in zip(source.classifiers, source.weights, strict=True) if weight)
 
 
 def _shown(sight: Sight, face: Box | None, width: int, height: int) -> Box:

@@ -52,7 +52,7 @@ def learn(work: Work, started: float, choose: Choose | None) -> tuple[Outcome, P
     there by a run that is taken up again.
     """
     if work.recipe.strategy != "auto":
-        return _one(work, started)
+        return learn_one(work, started)
     assert choose is not None
     chosen = _chosen(work, choose)
     ways: list[tuple[Changes, tuple[int, ...]]] = []
@@ -65,13 +65,14 @@ def learn(work: Work, started: float, choose: Choose | None) -> tuple[Outcome, P
     parts, fitted = [], None
     for changes, folds in ways:
         part = replace(work, recipe=work.recipe.replace(**changes), which=folds)
-        outcome, fitted = _one(part, started)
+        outcome, fitted = learn_one(part, started)
         parts.append((changes, folds, outcome))
         work.photos, work.folds = part.photos, part.folds  # what could not be read is out for all
     return _together(work, parts), fitted if len(ways) == 1 else None
 
 
-def _one(work: Work, started: float) -> tuple[Outcome, Probe | None]:
+def learn_one(work: Work, started: float) -> tuple[Outcome, Probe | None]:
+    """The same under one strategy, which is not auto; only the folds of `work.which`, if it names some."""
     if work.recipe.strategy == "probe":
         return probe(work)
     from unfreeze.learn.train.tuned_folds import tune

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -21,7 +21,8 @@ from unfreeze.core.recipe import Recipe
 from unfreeze.core.runs import read_log
 from unfreeze.learn.fitting import Rows, Work
 from unfreeze.learn.probe.inputs import graphs_of
-from unfreeze.learn.probe.probing import probe
+from unfreeze.learn.probe.probing import Probe, fit_probe
+from unfreeze.learn.sight import squares_of
 
 # A new number makes everything be tried again.
 _VERSION = 1
@@ -49,11 +50,32 @@ class Tried:
     photos: int
 
 
-def try_out(work: Work, trials: Sequence[Trial], reporter: Reporter) -> list[Tried]:
+class HeldFeatures:
+    """The last probes' features, for who tries many heads on the same few inputs: reading them anew costs more than
+    the head. Of the same photos throughout; at most `most` inputs, each as large as `JoinedFeatures.held` keeps."""
+
+    def __init__(self, most: int = 3) -> None:
+        self._most = most
+        self._probes: dict[str, Probe] = {}
+
+    def fit(self, work: Work) -> Probe:
+        """`fit_probe`, with features that are here already."""
+        recipe = work.recipe
+        inputs = [graph.described() for graph in graphs_of(recipe)]
+        key = fingerprint([inputs, recipe.probe.views, recipe.engine, recipe.probe.max_gigabytes])
+        fitted = fit_probe(work, self._probes.pop(key, None))
+        self._probes[key] = fitted
+        for old in list(self._probes)[: -self._most]:
+            del self._probes[old]
+        return fitted
+
+
+def try_out(work: Work, trials: Sequence[Trial], reporter: Reporter, held: HeldFeatures | None = None) -> list[Tried]:
     """Each trial's answer, in order. Networks train side by side, a core each.
 
-    The same trial is never done twice: its answer is kept in the cache by its recipe and the photos' contents, labels
-    and groups; an interrupted one goes on from its last epoch. Raises what fitting raises.
+    held: features that earlier tries on the same photos have read. The same trial is never done twice: its answer is
+    kept in the cache by its recipe and the photos' contents, labels and groups; an interrupted one goes on from its
+    last epoch. Raises what fitting raises.
     """
     places = [cache_root() / "trials" / _identity(work, trial) for trial in trials]
     found = {place: _kept(place, work) for place in places}
@@ -66,30 +88,34 @@ def try_out(work: Work, trials: Sequence[Trial], reporter: Reporter) -> list[Tri
                 networks[place] = inside
                 continue
             started = perf_counter()
-            outcome, _ = probe(inside)
-            found[place] = _keep(place, inside, outcome.proba, perf_counter() - started)
+            proba = (held or HeldFeatures()).fit(inside).out_of_fold(inside)
+            found[place] = _keep(place, inside, proba, perf_counter() - started)
             advance(1)
     if networks:
-        with _alone(reporter):
-            found |= _train(networks, reporter)
+        with _alone(networks, reporter):
+            for place in list(networks):  # another process may have done it while this one waited
+                if (kept := _kept(place, work)) is not None:
+                    found[place] = kept
+                    del networks[place]
+            if networks:
+                found |= _train(networks, reporter)
     return [tried for place in places if (tried := found[place]) is not None]
 
 
 @contextmanager
-def _alone(reporter: Reporter) -> Iterator[None]:
-    """One process at a time: two that try the same would write the same files."""
-    place = cache_root() / "trials"
-    place.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place / ".lock")
-    try:
-        lock.acquire(timeout=0.1)
-    except Timeout:
-        reporter.say("Waiting for another process that is trying candidates.")
-        lock.acquire()
-    try:
+def _alone(places: Iterable[Path], reporter: Reporter) -> Iterator[None]:
+    """One process at a time for each trial: two that train the same would write the same files."""
+    with ExitStack() as stack:
+        for place in sorted(places):  # in one order, so that two processes never wait for each other
+            place.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(place.with_suffix(".lock"))
+            try:
+                lock.acquire(timeout=0.1)
+            except Timeout:
+                reporter.say("Waiting for another process that is trying the same candidate.")
+                lock.acquire()
+            stack.callback(lock.release)
         yield
-    finally:
-        lock.release()
 
 
 def _train(networks: dict[Path, Work], reporter: Reporter) -> dict[Path, Tried]:
@@ -110,6 +136,11 @@ def _train(networks: dict[Path, Work], reporter: Reporter) -> dict[Path, Tried]:
 def _inside(work: Work, trial: Trial, place: Path) -> Work:
     """The work of a trial: its own folder and folds, one of which is predicted; silent."""
     folder = place.with_suffix(".work")
+    squares = work.squares
+    if trial.recipe.image != work.recipe.image:
+        keys, readable = work.looks.keys, work.looks.readable
+        faces = squares_of(trial.recipe, work.photos.files(), keys, readable, Reporter())
+        squares = faces.cut if faces else None
     return replace(
         work,
         recipe=trial.recipe,
@@ -118,6 +149,7 @@ def _inside(work: Work, trial: Trial, place: Path) -> Work:
         reporter=Reporter(),
         spent={},
         failed=dict(work.failed),
+        squares=squares,
         which=(0,),
         trial=True,
     )
@@ -125,7 +157,7 @@ def _inside(work: Work, trial: Trial, place: Path) -> Work:
 
 def _identity(work: Work, trial: Trial) -> str:
     rows = np.flatnonzero(trial.folds >= 0)
-    recipe = trial.recipe.model_dump(mode="json", exclude={"source", "folds", "advise"})
+    recipe = trial.recipe.model_dump(mode="json", exclude={"source", "folds", "advise", "tune"})
     if recipe["image"]["color"] == "rgb":  # as it was named before there was a choice
         del recipe["image"]["color"]
     about = [a[rows].tolist() for a in (work.looks.keys, work.labels, work.units, trial.folds)]

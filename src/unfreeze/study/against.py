@@ -12,7 +12,8 @@ from threadpoolctl import threadpool_limits
 
 from unfreeze.core.errors import SourceError, listed
 from unfreeze.core.progress import Reporter
-from unfreeze.core.recipe import QUALITIES, Recipe
+from unfreeze.core.qualities import QUALITIES
+from unfreeze.core.recipe import Recipe
 from unfreeze.core.tables import Finding, Photos
 from unfreeze.data.listing import list_images
 from unfreeze.data.looks import Looks, look

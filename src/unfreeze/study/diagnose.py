@@ -16,10 +16,9 @@ import pandas as pd
 from unfreeze.core.errors import StorageError, UnfreezeError
 from unfreeze.core.files import write_json
 from unfreeze.core.progress import Reporter
+from unfreeze.core.recipe import Source
 from unfreeze.core.runs import Run, open_run
 from unfreeze.core.tables import probability_columns
-from unfreeze.judge.metrics import confusion_matrix, macro_f1
-from unfreeze.judge.resampling import group_weights, interval, weighted_confusion
 from unfreeze.learn.classifier import Classifier
 from unfreeze.study.diagnosis.calibration import calibration
 from unfreeze.study.diagnosis.case import Answers, Case, open_case
@@ -117,6 +116,8 @@ def diagnose(
     run: str | Path | Run,
     test: str | Path | None = None,
     *,
+    path_column: str = "",
+    root: str | Path = "",
     beside: Sequence[Cause] = (),
     reporter: Reporter | None = None,
 ) -> Diagnosis:
@@ -124,13 +125,16 @@ def diagnose(
 
     run: a finished run or its folder, of any strategy. test: the photos to be judged on, a folder or a table; labels,
     if they are there and the run knows them, give the real score beside. By default the run's own test split, if it has
-    one. beside: rows measured elsewhere, such as that of an exported file. What cannot be measured is a row that says
-    why. Raises RunError where the run is not whole, SourceError where `test` cannot be read.
+    one. path_column, root: of a table, the column with the photos' paths and the folder that they start from; by
+    default they are found, and paths start at the table, or where the run's own do. beside: rows measured elsewhere,
+    such as that of an exported file. What cannot be measured is a row that says why. Raises RunError where the run is
+    not whole, SourceError where `test` cannot be read.
     """
     started = time.perf_counter()
     run, reporter = run if isinstance(run, Run) else open_run(run), reporter or Reporter()
     with tempfile.TemporaryDirectory(prefix="unfreeze-diagnose-") as scratch:
-        case = open_case(run, test, Path(scratch), reporter)
+        asked = Source(path_column=path_column, root=str(root))
+        case = open_case(run, test, asked, Path(scratch), reporter)
         if case.test is not None:
             case.answers = _answers(case)
         reporter.say("Diagnose: leakage and overfitting.")
@@ -147,7 +151,7 @@ def diagnose(
     found = Diagnosis(
         str(run.path),
         tuple(in_order([*causes, *beside])),
-        _score(case),
+        run.scores()["out_of_fold"]["macro_f1"],
         expected,
         foreseen.real["macro_f1"] if foreseen.real else None,
         case.test.name if case.test else "",
@@ -177,15 +181,6 @@ def _answers(case: Case) -> Answers | str:
     except UnfreezeError as error:
         return f"the run cannot predict here: {error}".rstrip(".")
     return Answers(found[probability_columns(case.run.classes)].to_numpy(np.float64), voices)
-
-
-def _score(case: Case) -> Figure:
-    """Macro F1 out of fold with its interval."""
-    rows = case.inside
-    labels, called = case.labels[rows], case.proba[rows].argmax(1)
-    draws = group_weights(case.units[rows], 500, case.run.recipe.seed)
-    drawn = [macro_f1(weighted_confusion(labels, called, case.classes, w)) for w in draws]
-    return interval(float(macro_f1(confusion_matrix(labels, called, case.classes))), np.array(drawn))
 
 
 def _keep(run: Path, found: Diagnosis, reporter: Reporter) -> None:

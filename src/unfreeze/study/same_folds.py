@@ -64,16 +64,18 @@ def fit_runs(
     force: bool = False,
     command: str = "",
     seconds: dict[str, float] | None = None,
+    begun: Work | None = None,
 ) -> list[Run]:
     """A finished run for each recipe, in the folder that it goes to.
 
     Runs of the same recipe that are there are gone on with, and finished ones taken as they are; with `force` all are
     fitted anew. The photos are looked at and cut into folds once for all recipes that agree in that. seconds: filled
-    with what each took now. Raises what `fit` raises, and RunError for a finished run of other photos.
+    with what each took now. begun: as of `prepare`. Raises what `fit` raises, and RunError for a finished run of other
+    photos.
     """
     done: list[Run] = []
     (place, first), *others = recipes.items()
-    begun = prepare(photos, first, place, reporter)
+    begun = prepare(photos, first, place, reporter, begun=begun)
     for folder, recipe in others:  # what does not fit these photos is told before the first is fitted
         if begins_alike(first, recipe):
             prepare(photos, recipe, folder, reporter, begun=begun)

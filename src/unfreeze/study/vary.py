@@ -130,7 +130,7 @@ def folder_names(recipes: Mapping[str, Recipe]) -> dict[str, str]:
 
 def mark(recipe: Recipe) -> str:
     """Six letters that stand for a recipe."""
-    return fingerprint(recipe.model_dump(mode="json"))[:6]
+    return fingerprint(recipe.model_dump(mode="json", exclude={"tune"}))[:6]
 
 
 def compare_folder(recipes: Mapping[str, Recipe], parent: Path = Path("runs")) -> Path:

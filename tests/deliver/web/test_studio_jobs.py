@@ -149,18 +149,21 @@ def test_a_job_runs_and_tells_and_one_waits_for_the_other(jobs: Jobs, photos: Pa
     assert page.exists() and any("24 photos" in line for line in jobs.lines(first))
     assert (second.state, second.code) == ("failed", 2), "what a command says of bad input is a failure"
     assert "no such" in jobs.lines(second)[-1]
+    jobs.close()
     kept = Jobs(jobs.folder)
     assert [(j.id, j.state) for j in kept.all()] == [(j.id, j.state) for j in jobs.all()], "a later studio knows them"
+    kept.close()
 
 
 def test_a_fit_is_stopped_and_goes_on_where_it_was(jobs: Jobs, library: Library) -> None:
     quick = {"group_regex": GROUP_REGEX, "strategy": "probe", "quality": "fast", "folds": "2", "run": "mine"}
     wish = asked(form(library, **quick), library, known_backbone)
-    job = jobs.start(wish.kind, wish.arguments, run=wish.run)
+    small = [*wish.arguments, "--set=image.size=64", "--set=engine=openvino-f32"]  # not on the form: saves a minute
+    job = jobs.start(wish.kind, small, run=wish.run)
     run = Path(wish.run)
     until((run / "run.json").exists)
     with pytest.raises(RunError, match="not over"):
-        jobs.start(wish.kind, wish.arguments, run=wish.run)
+        jobs.start(wish.kind, small, run=wish.run)
     jobs.stop(job.id)
     until(lambda: not job.active)
     assert job.state == "stopped" and job.code in (130, -signal.SIGINT)
@@ -257,3 +260,25 @@ def post_job(address: str, photos: Path) -> str:
     body = urlencode({"kind": "fit", "source": key[1], "strategy": "full", "group_regex": GROUP_REGEX}).encode()
     request = urllib.request.Request(home + "jobs", body, {"X-Unfreeze-Token": token[1] or token[2]})
     return opener.open(request).headers["HX-Redirect"].rpartition("/")[2]
+
+
+def test_a_job_tells_how_far_it_is(jobs: Jobs, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    from unfreeze.core.progress import WATCHED, ConsoleReporter
+
+    job = jobs.start("check", ["check", str(photos)])
+    until(lambda: not job.active)
+    assert jobs.progress(job) == {}, "it is over, and its file is gone"
+    file = jobs.folder / job.id / "progress.json"
+    monkeypatch.setenv(WATCHED, str(file))
+    job.state = "running"
+    with ConsoleReporter(Console(quiet=True)).bar("Looking at photos", 40) as advance:
+        first = jobs.progress(job)
+        assert (first["what"], first["done"], first["total"], first["left"]) == ("Looking at photos", 0, 40, None)
+        time.sleep(0.4)
+        advance(10)
+        later = jobs.progress(job)
+        assert later["done"] == 10 and later["left"] > 0.5
+    job.state = "finished"
+    assert not file.exists()

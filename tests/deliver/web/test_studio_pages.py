@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
+from test_studio_jobs import until
 
 from photosets import class_folders, table
 from unfreeze.core.errors import PhotoError, RunError, SourceError
@@ -310,6 +311,9 @@ def test_two_runs_are_held_against_each_other(client: TestClient) -> None:
 
 
 def test_the_review_page_works_under_its_run(client: TestClient, runs: Path) -> None:
+    first = client.get("/runs/again/review/")
+    assert first.status_code == 200 or ("Looking for labels" in first.text and 'http-equiv="refresh"' in first.text)
+    until(lambda: client.get("/runs/again/review/").status_code != 202)
     page = client.get("/runs/again/review/")
     assert (
         page.status_code == 200 and 'data-base="/runs/again/review"' in page.text and 'href="/runs/again"' in page.text
@@ -320,7 +324,7 @@ def test_the_review_page_works_under_its_run(client: TestClient, runs: Path) -> 
     assert client.post("/runs/again/review/verdicts", json=verdict).status_code == 403, "the form token is asked for"
     headers = {"X-Unfreeze-Token": GUARD.form_token}
     assert client.post("/runs/again/review/verdicts", json=verdict, headers=headers).status_code in (200, 422)
-    assert client.get("/runs/open/review/").status_code == 422
+    until(lambda: client.get("/runs/open/review/").status_code == 422)
 
 
 def upload(*files: tuple[str, bytes]) -> bytes:

@@ -44,7 +44,7 @@ class Fake:
         outer = self
 
         class Worker:
-            def __init__(self, threads, workers):
+            def __init__(self, threads, workers, processes=1, number=0):
                 self.threads = threads
 
             def __enter__(self):

@@ -82,7 +82,7 @@ def test_frozen_stages_are_bitwise_unchanged(batchnorm, source, tmp_path):
     # The frozen part in memory too: the model that predicts is built from the pretrained one.
     classifier = uf.load(run)
     (tuned,) = classifier.tuned
-    own = tuned._network(tuned.files[0]).state_dict()
+    own = tuned.network(tuned.files[0]).state_dict()
     assert all(torch.equal(own[n], before[n]) for n in before if n not in after)
 
 

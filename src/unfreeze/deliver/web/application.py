@@ -7,6 +7,8 @@ from contextlib import AbstractAsyncContextManager
 
 from fastapi import APIRouter, FastAPI
 from fastapi.staticfiles import StaticFiles
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse
 
 from unfreeze.deliver.pages import WEB
 from unfreeze.deliver.web.guard import Guard, Guarded
@@ -26,5 +28,11 @@ def create_app(
     for page in pages:
         app.include_router(page)
     app.mount("/static", StaticFiles(directory=WEB / "static"), name="static")
+    app.add_exception_handler(ClientDisconnect, _cut_off)
     app.add_middleware(Guarded, guard=guard)
     return app
+
+
+def _cut_off(request: Request, error: Exception) -> PlainTextResponse:
+    """The guard ends a body that grows past its limit as if its sender had gone; one who is there still is told."""
+    return PlainTextResponse("Refused: too large.\n", 413)

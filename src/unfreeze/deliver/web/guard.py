@@ -125,15 +125,21 @@ class Guarded:
     def _entrance(self, scope: Scope) -> PlainTextResponse | RedirectResponse | None:
         """The token in the address becomes a cookie, and leaves the address."""
         guard = self.guard
-        if scope["path"] == "/" and scope["method"] in _SAFE:
-            query = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=8)
-            if _equal(query.get("token", [""])[0], guard.token):
-                answer = RedirectResponse("/", 303)
-                answer.set_cookie(guard.cookie, guard.token, httponly=True, samesite="strict", path="/")
-                return answer
+        entrance = scope["path"] == "/" and scope["method"] in _SAFE
+        if entrance and _equal(_token_in(scope["query_string"]), guard.token):
+            answer = RedirectResponse("/", 303)
+            answer.set_cookie(guard.cookie, guard.token, httponly=True, samesite="strict", path="/")
+            return answer
         if not guard.has_cookie(Headers(scope=scope)):
             return PlainTextResponse("Open the whole address that the terminal shows: its token is missing.\n", 403)
         return None
+
+
+def _token_in(query: bytes) -> str:
+    try:
+        return parse_qs(query.decode("latin-1"), max_num_fields=8).get("token", [""])[0]
+    except ValueError:  # more fields than that are no entrance of ours
+        return ""
 
 
 def _split(header: str) -> tuple[str, int]:

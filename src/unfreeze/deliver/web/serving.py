@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import re
 import secrets
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from unfreeze.core.runs import Run
 from unfreeze.deliver.web.guard import Guard
 from unfreeze.deliver.web.server import listening
 from unfreeze.deliver.web.serving_app import Served, create_app
-from unfreeze.deliver.web.serving_gate import LOOPBACK, watched
+from unfreeze.deliver.web.serving_gate import GRACE, LOOPBACK, watched
 from unfreeze.deliver.web.serving_limits import Limits
 from unfreeze.deliver.web.serving_page import about
 from unfreeze.learn.direct import Direct
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 NO_TOKEN = "none"
 _SHORTEST = 8
 _HEAD_BYTES = 16 * 1024
+_FILES = 256  # open files beside those of connections
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def serve(
     """
     limits = limits or Limits()
     secret = token_for(host, token)
+    _allow_files(2 * limits.connections + _FILES)
     # A port that is taken is told before networks are loaded.
     with listening(host, port) as listener:
         direct = Direct.load(run, limits.megapixels, reporter)
@@ -68,8 +70,12 @@ def serve(
         base = guard.address.partition("/?token=")[0]
         if ready:
             ready(Address(guard.address if secret else base + "/", base, secret, limits, about(direct)))
-        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how one ends it
+        try:
             server.run(sockets=[listener])
+        except KeyboardInterrupt:  # Ctrl-C is how one ends it
+            pass
+        finally:
+            served.batcher.stop()  # a second Ctrl-C ends the server before it has done so
 
 
 def server_of(served: Served, guard: Guard, token: str | None) -> uvicorn.Server:
@@ -77,6 +83,7 @@ def server_of(served: Served, guard: Guard, token: str | None) -> uvicorn.Server
     import uvicorn
 
     limits = served.limits
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # what callers do wrong is counted, not logged
     config = uvicorn.Config(
         create_app(served, guard, token),
         http=watched(limits, served.metrics),
@@ -86,12 +93,29 @@ def server_of(served: Served, guard: Guard, token: str | None) -> uvicorn.Server
         server_header=False,
         proxy_headers=False,
         backlog=2 * limits.connections,
-        limit_concurrency=limits.connections + 1,
         timeout_keep_alive=max(1, round(limits.idle_seconds)),
-        timeout_graceful_shutdown=max(1, round(limits.seconds)),
+        # By then every connection has been cut by its own clock.
+        timeout_graceful_shutdown=round(limits.seconds + GRACE) + 1,
         h11_max_incomplete_event_size=_HEAD_BYTES,
     )
     return uvicorn.Server(config)
+
+
+def _allow_files(needed: int) -> None:
+    """Lets this process hold as many files and sockets. RunError where the system does not."""
+    try:
+        import resource
+    except ImportError:  # Windows counts them otherwise
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY in (soft, hard) or soft >= needed:
+        return
+    if hard < needed:
+        raise RunError(
+            f"--connections: {(needed - _FILES) // 2:,} need {needed:,} open files and this system allows {hard:,} "
+            "(`ulimit -n`); take fewer."
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def token_for(host: str, token: str | None) -> str | None:

@@ -42,24 +42,25 @@ class Predictions(BaseModel):
 
 
 class Map(BaseModel):
-    """What one network's cells add to the first class less the second, row 0 on top."""
+    """Where the photo was read for `label` (above 0) rather than for `runner_up` (below), row 0 on top."""
 
-    title: str
+    method: str = Field(description="cells, grad-cam, rollout or occlusion")
+    title: str = Field(description="what was looked into")
+    unit: str = Field(description="logits, probability or share")
     square: tuple[float, float, float, float] = Field(
-        description="left, top, right, bottom of what it saw, as shares of the upright photo"
+        description="left, top, right, bottom of what the map lies on, as shares of the upright photo"
     )
     cells: list[list[float]]
-    placeless: float = Field(description="what features without a place add")
+    margin: float | None = Field(description="how far the two classes are apart, in the unit; null for rollout")
+    meaning: str = Field(description="what such a map says, and what it does not")
 
 
 class Explained(BaseModel):
-    """Why one class and not the next: start, every cell and every placeless part sum to `margin`."""
+    """Why one class and not the next: several maps where several kinds of networks answer together."""
 
     name: str
     label: str
     runner_up: str
-    margin: float = Field(description="logit of the first class less that of the second")
-    start: float = Field(description="what of it was there before any cell was read")
     maps: list[Map]
 
 

@@ -16,19 +16,19 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
-from unfreeze.core.errors import PhotoError, SourceError
+from unfreeze.core.errors import PhotoError
 from unfreeze.deliver.pages import WEB
 from unfreeze.deliver.web.guard import Guard
 from unfreeze.deliver.web.serving_answers import Explained, Predictions, Problem, kind_of, predicted, status_of
 from unfreeze.deliver.web.serving_gate import Gate, allows, problem
 from unfreeze.deliver.web.serving_limits import Limits, RefusedError
+from unfreeze.deliver.web.serving_maps import Maps, described
 from unfreeze.deliver.web.serving_metrics import Metrics
 from unfreeze.deliver.web.serving_page import about, docs, page
 from unfreeze.deliver.web.serving_queue import Batcher, Held
-from unfreeze.deliver.web.serving_upload import GoneError, Upload, photos_in
+from unfreeze.deliver.web.serving_upload import Upload, gone, photos_in
 from unfreeze.learn.certainty import Certainty
 from unfreeze.learn.direct import Direct
-from unfreeze.learn.direct_map import Mapper
 
 T = TypeVar("T")
 _LOOKS = {None: None, "plain": ("plain",), "flip": ("plain", "flip")}
@@ -37,6 +37,7 @@ _TOLD = {
     401: "The token is missing or wrong.",
     403: "A page of another site asked.",
     408: "The request took too long to arrive.",
+    411: "The body's length is not stated.",
     413: "Too large, too many files or too many pixels.",
     415: "No form, or none of the files is an image.",
     421: "The Host header names another machine.",
@@ -69,11 +70,7 @@ class Served:
         self.held = Held(self.limits, self.metrics)
         self.batcher = Batcher(self.direct, self.limits, self.metrics)
         self.certainty = Certainty.of(self.direct.source)
-        self.mapper: Mapper | str  # what makes maps, or why there are none
-        try:
-            self.mapper = Mapper.of(self.direct)
-        except SourceError as error:
-            self.mapper = str(error)
+        self.maps = Maps(self.direct, self.batcher)
 
     @contextlib.asynccontextmanager
     async def taking(self, request: Request) -> AsyncIterator[tuple[list[Upload], float]]:
@@ -95,7 +92,8 @@ class Served:
             squares = sum(3 * sight.size**2 for sight in self.direct.eyes.sights)
             self.held.take(len(found), len(found) * squares)
             photos, size = len(found), size + len(found) * squares
-            yield found, until
+            async with _while_connected(request):
+                yield found, until
         finally:
             self.held.give(photos, size)
 
@@ -108,6 +106,31 @@ class Served:
             raise RefusedError("overdue", f"no answer within {self.limits.seconds:g} s; ask again.") from None
 
 
+@contextlib.asynccontextmanager
+async def _while_connected(request: Request) -> AsyncIterator[None]:
+    """Ends what is done for a client that has hung up: RefusedError. The body must have been read."""
+    task, hung_up = asyncio.current_task(), False
+    assert task is not None
+
+    async def watch() -> None:
+        nonlocal hung_up
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        hung_up = True
+        task.cancel()
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not hung_up:
+            raise
+        task.uncancel()
+        raise gone() from None
+    finally:
+        watching.cancel()
+
+
 def create_app(served: Served, guard: Guard, token: str | None = None) -> FastAPI:
     """The application; nothing of it is reached but through its gate. token: None where everybody may ask."""
 
@@ -117,15 +140,17 @@ def create_app(served: Served, guard: Guard, token: str | None = None) -> FastAP
         try:
             yield
         finally:
+            served.maps.stop()
             await asyncio.to_thread(served.batcher.stop)
 
     name = served.direct.source.run.path.resolve().name
     app = FastAPI(
         title=f"unfreeze: {name}",
-        description=f"Predictions of the run {name}. Classes: {', '.join(served.direct.classes)}.",
+        description=f"Predictions of the run {name}. Classes: {'; '.join(served.direct.classes)}.",
         version="1",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
         openapi_url="/openapi.json",
     )
@@ -138,7 +163,7 @@ def create_app(served: Served, guard: Guard, token: str | None = None) -> FastAP
 
 
 def _add_predictions(app: FastAPI, served: Served) -> None:
-    codes = (400, 401, 403, 408, 413, 415, 421, 422, 503)
+    codes = (400, 401, 403, 408, 411, 413, 415, 421, 422, 503)
 
     @app.post(
         "/predict",
@@ -146,6 +171,7 @@ def _add_predictions(app: FastAPI, served: Served) -> None:
         responses=_responses(*codes),
         openapi_extra=_form("one photo or several; the field's name does not matter"),
         summary="Predict photos",
+        response_description="Of each photo, in the order sent, its prediction or why there is none.",
     )
     async def predict(request: Request, tta: Literal["plain", "flip"] | None = None) -> Response:
         """Class probabilities of each photo, and what its certainty is worth.
@@ -174,32 +200,26 @@ def _add_predictions(app: FastAPI, served: Served) -> None:
         openapi_extra=_form("one photo"),
         summary="Explain one photo",
     )
-    async def explain(request: Request) -> Response:
-        """What each cell of the photo adds to its class rather than the next one. Probe runs have such a map."""
-        mapper = served.mapper
-        if isinstance(mapper, str):
-            raise RefusedError("no_map", mapper)
+    async def explain(request: Request, method: str = "auto") -> Response:
+        """Where the photo was read for its class rather than for the next one.
+
+        `method`: cells, grad-cam, rollout or occlusion, as far as the run has them; auto takes its own. Occlusion asks
+        for some 65 predictions, and is cut off where they take too long.
+        """
         async with served.taking(request) as (photos, until):
             if len(photos) > 1:
                 raise RefusedError("too_many_files", "one photo at a time is explained.")
-            photo = photos[0]
             try:
-                seen = await served.within(until, asyncio.to_thread(mapper.see, bytes(photo.data)))
-                why = await served.within(until, served.batcher.run(lambda: mapper.why(seen)))
+                found = await served.within(until, served.maps.draw(bytes(photos[0].data), method, until))
             except PhotoError as error:
                 raise RefusedError(kind_of(error), error.reason) from None
-        classes = served.direct.classes
+        first = found[0]
         return JSONResponse(
             {
-                "name": photo.name,
-                "label": classes[why.first],
-                "runner_up": classes[why.second],
-                "margin": why.margin,
-                "start": why.start,
-                "maps": [
-                    {"title": m.title, "square": m.square, "cells": m.cells.tolist(), "placeless": m.placeless}
-                    for m in why.maps
-                ],
+                "name": photos[0].name,
+                "label": served.direct.classes[first.label],
+                "runner_up": served.direct.classes[first.runner_up],
+                "maps": [described(heat) for heat in found],
             }
         )
 
@@ -207,13 +227,13 @@ def _add_predictions(app: FastAPI, served: Served) -> None:
 def _add_pages(app: FastAPI, served: Served, allowed: Callable[[Request], bool]) -> None:
     @app.get("/", include_in_schema=False, response_class=HTMLResponse)
     def show() -> str:
-        return page(served.direct, served.limits, isinstance(served.mapper, Mapper))
+        return page(served.direct, served.limits, served.maps.free)
 
     @app.get("/docs", include_in_schema=False, response_class=HTMLResponse)
-    def described() -> str:
-        return docs(app.openapi())
+    def api(request: Request) -> str:
+        return docs(app.openapi(), str(request.base_url))
 
-    @app.get("/healthz", summary="Whether it lives", responses=_responses(421, 503))
+    @app.get("/healthz", summary="Whether it lives", response_description="It does.", responses=_responses(421, 503))
     async def healthz(request: Request) -> JSONResponse:
         """The run, its networks, the limits and what waits; without the token only whether it lives."""
         well = served.batcher.alive
@@ -227,7 +247,13 @@ def _add_pages(app: FastAPI, served: Served, allowed: Callable[[Request], bool])
             }
         return JSONResponse(told, 200 if well else 503)
 
-    @app.get("/metrics", summary="Counters as Prometheus text", responses=_responses(401, 421))
+    @app.get(
+        "/metrics",
+        summary="Counters as Prometheus text",
+        response_class=PlainTextResponse,
+        response_description="The text.",
+        responses=_responses(401, 421),
+    )
     async def metrics() -> Response:
         """Requests, refusals by kind, photos, batches, latencies, the queue, and the process."""
         return PlainTextResponse(served.metrics.text(), media_type=CONTENT_TYPE_LATEST)
@@ -237,10 +263,6 @@ def _add_errors(app: FastAPI, served: Served) -> None:
     @app.exception_handler(RefusedError)
     async def refused(_: Request, error: RefusedError) -> JSONResponse:
         return problem(error, served.metrics)
-
-    @app.exception_handler(GoneError)
-    async def gone(_: Request, __: GoneError) -> Response:
-        return Response(status_code=400)  # nobody is there to read it
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:

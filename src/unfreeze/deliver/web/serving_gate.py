@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import time
 from typing import Any
@@ -31,7 +32,9 @@ _HEADERS = {
 }
 # Open without a token: whether the server lives is for whoever watches it; style and script say nothing of the run.
 _OPEN = ("/healthz",)
-_GRACE = 2.0  # seconds beyond `Limits.seconds` after which a connection is cut, whatever it does
+GRACE = 2.0  # seconds beyond `Limits.seconds` after which a connection is cut, whatever it does
+_QUIET = 1.0  # seconds of silence after which a connection may have to give way
+_PIECE = 4096  # bytes of a head that are looked at together
 
 
 def problem(refused: RefusedError, metrics: Metrics) -> JSONResponse:
@@ -42,7 +45,7 @@ def problem(refused: RefusedError, metrics: Metrics) -> JSONResponse:
         headers["Retry-After"] = "1"
     if refused.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if refused.kind == "too_slow":
+    if refused.kind in ("too_slow", "no_length", "connections"):
         headers["Connection"] = "close"
     return JSONResponse({"error": refused.reason, "kind": refused.kind}, refused.status, headers)
 
@@ -85,8 +88,8 @@ class Gate:
 
         app: ASGIApp = self.app
         try:
-            app = self._entrance(scope) or app
             self._check(scope)
+            app = self._entrance(scope) or app
         except RefusedError as refused:
             app = problem(refused, self.metrics)
         scope.setdefault("state", {})["started"] = started
@@ -95,13 +98,14 @@ class Gate:
             self.metrics.answered(scope["path"], status, time.perf_counter() - started)
 
     def _check(self, scope: Scope) -> None:
-        headers, path = Headers(scope=scope), scope["path"]
+        headers = Headers(scope=scope)
         if self.local and not self.guard.knows_host(headers.get("host", "")):
             raise RefusedError("wrong_host", "unknown host: use the address that the terminal shows.")
         if scope["method"] not in ("GET", "HEAD") and not _same_origin(headers):
             raise RefusedError("foreign_page", "another page asked for this.")
-        if path not in _OPEN and not path.startswith("/static/") and not allows(headers, self.guard, self.token):
-            raise RefusedError("no_token", "send the header `Authorization: Bearer TOKEN`, or open /?token=TOKEN.")
+        if "transfer-encoding" in headers:
+            # Its chunks could be a byte each, and every one is work for all.
+            raise RefusedError("no_length", "state the body's Content-Length; a body in chunks is not taken.")
         length = headers.get("content-length", "0")
         if not length.isdecimal():
             raise RefusedError("malformed", "Content-Length is no number.")
@@ -109,19 +113,18 @@ class Gate:
             raise too_large(self.limits)
 
     def _entrance(self, scope: Scope) -> Response | None:
-        """The token in the page's address becomes a cookie, and leaves the address."""
-        if self.token is None or scope["path"] != "/" or scope["method"] != "GET":
+        """The token in the page's address becomes a cookie, and leaves the address. RefusedError without any."""
+        path = scope["path"]
+        if self.token is not None and path == "/" and scope["method"] == "GET":
+            query = scope["query_string"].decode("latin-1")
+            with contextlib.suppress(ValueError):
+                if _equal(parse_qs(query, max_num_fields=8).get("token", [""])[0], self.token):
+                    answer = RedirectResponse("/", 303)
+                    answer.set_cookie(self.guard.cookie, self.token, httponly=True, samesite="strict", path="/")
+                    return answer
+        if path in _OPEN or path.startswith("/static/") or allows(Headers(scope=scope), self.guard, self.token):
             return None
-        query = scope["query_string"].decode("latin-1")
-        try:
-            given = parse_qs(query, max_num_fields=8).get("token", [""])[0]
-        except ValueError:
-            return None
-        if not _equal(given, self.token):
-            return None
-        answer = RedirectResponse("/", 303)
-        answer.set_cookie(self.guard.cookie, self.token, httponly=True, samesite="strict", path="/")
-        return answer
+        raise RefusedError("no_token", "send the header `Authorization: Bearer TOKEN`, or open /?token=TOKEN.")
 
 
 def _same_origin(headers: Headers) -> bool:
@@ -144,69 +147,101 @@ def watched(limits: Limits, metrics: Metrics) -> type[H11Protocol]:
     """uvicorn's HTTP protocol with a clock: no connection outlasts its phase, however slowly it sends or reads.
 
     uvicorn itself limits only how long a connection is idle after an answer. Here a request's head must come within
-    `header_seconds`, all the rest within `seconds` and a little; then the connection is cut off. More than twice
-    `connections` are not even listened to.
+    `header_seconds`, all the rest within `seconds` and a little; then the connection is cut off. Where `connections`
+    are open, a new one takes the place of the one that has been silent longest; where all are busy, it is told so, and
+    more than twice as many are cut off unheard. One request at a time: what is sent before the answer is dropped.
     """
+
+    async def full(scope: Scope, receive: Receive, send: Send) -> None:
+        reason = f"{limits.connections} connections are busy; ask again in a second."
+        await problem(RefusedError("connections", reason), metrics)(scope, receive, send)
 
     class Watched(H11Protocol):
         _timer: asyncio.TimerHandle | None = None
-        _phase = "idle"
+        _phase = "new"
+        _since = 0.0
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            if len(self.connections) > 2 * limits.connections:
+            others = [c for c in self.connections if c is not self and isinstance(c, Watched) and c._phase != "cut"]
+            if len(others) >= 2 * limits.connections:
                 metrics.errors.labels("connections").inc()
-                transport.abort()
+                self._cut()
                 return
+            if len(others) >= limits.connections:
+                before = self.loop.time() - _QUIET
+                silent = [c for c in others if c._phase in ("head", "idle") and c._since < before]
+                if silent:
+                    min(silent, key=lambda c: c._since)._late()
+                else:
+                    self.app = full
             self._enter("head")
 
         def data_received(self, data: bytes) -> None:
             if self._phase == "idle":
                 self._enter("head")
-            super().data_received(data)
+            # The head in pieces: what follows it is looked at only once it is known to be taken.
+            while data and self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+                super().data_received(data[:_PIECE])
+                data = data[_PIECE:]
+            sending = self.conn.their_state is h11.SEND_BODY
+            if data and sending and not any(name == b"transfer-encoding" for name, _ in self.headers):
+                super().data_received(data)
+            elif (data or self.conn.trailing_data[0]) and not sending and self.cycle:
+                self.cycle.keep_alive = False  # more than one request at once
             self._follow()
+
+        def send_400_response(self, msg: str) -> None:
+            answer = problem(RefusedError("malformed", "this is no HTTP request."), metrics)
+            if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # in the middle of an answer
+                self._cut()
+                return
+            head = h11.Response(status_code=400, headers=[*answer.raw_headers, (b"connection", b"close")])
+            for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+            self.transport.close()
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
             self._follow()
 
-        def eof_received(self) -> bool | None:  # type: ignore[override]
-            # Who has sent all and closed only that half still gets an answer; anybody else has gone.
-            cycle = self.cycle
-            if cycle is not None and not cycle.more_body and not cycle.response_complete:
-                cycle.keep_alive = False
-                return True
-            return None
-
         def connection_lost(self, exc: Exception | None) -> None:
-            self._enter("idle")
+            self._stop()
             super().connection_lost(exc)
 
         def _follow(self) -> None:
             """The phase after something happened."""
             busy = self.conn.their_state is not h11.IDLE or (self.cycle and not self.cycle.response_complete)
-            if busy and self._phase != "request":
+            if busy and self._phase == "head":
                 self._enter("request")
             elif not busy and self._phase == "request":
-                # A further request may have begun to come; else uvicorn's own clock runs, and this one beside it.
-                self._enter("head" if self.conn.trailing_data[0] else "idle")
+                self._enter("idle")
 
         def _enter(self, phase: str) -> None:
-            self._phase = phase
-            if self._timer is not None:
-                self._timer.cancel()
+            if self._phase == "cut":
+                return
+            self._stop()
+            self._phase, self._since = phase, self.loop.time()
             after = {
                 "head": limits.header_seconds,
-                "request": limits.seconds + _GRACE,
-                "idle": limits.idle_seconds + _GRACE,
+                "request": limits.seconds + GRACE,
+                "idle": limits.idle_seconds + GRACE,
             }
-            self._timer = self.loop.call_later(after[phase], self._cut)
-            if self.transport is None or self.transport.is_closing():
-                self._timer.cancel()
+            if not self.transport.is_closing():
+                self._timer = self.loop.call_later(after[phase], self._late)
 
-        def _cut(self) -> None:
+        def _late(self) -> None:
             if self._phase != "idle":
                 metrics.errors.labels("too_slow").inc()
+            self._cut()
+
+        def _cut(self) -> None:
+            self._stop()
+            self._phase = "cut"
             self.transport.abort()
+
+        def _stop(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
 
     return Watched

@@ -12,10 +12,10 @@ from unfreeze.core.errors import RunError
 class Limits:
     """Every limit of a served run; all are positive.
 
-    body_mb: of one request. files: photos in one request. megapixels: of one photo. seconds: from a request's first
-    byte to its answer. waiting, waiting_mb: photos, and bytes of photos, that are held at once. connections: open at
-    once. batch: photos that pass the networks together; batch_ms: how long the first of them waits for others.
-    header_seconds: for a request's head. idle_seconds: that a connection may stay open with no request.
+    body_mb: of one request. files: photos in one request. megapixels: of one photo. seconds: from a request's head to
+    its answer. waiting, waiting_mb: photos, and megabytes of photos, that are held at once. connections: that are
+    answered at once. batch: photos that pass the networks together; batch_ms: how long the first of them waits for
+    others. header_seconds: for a request's head. idle_seconds: that a connection may stay open with no request.
     """
 
     body_mb: float = 32
@@ -25,7 +25,7 @@ class Limits:
     waiting: int = 256
     waiting_mb: float = 256
     connections: int = 128
-    batch: int = 32
+    batch: int = 16
     batch_ms: float = 3
     header_seconds: float = 5
     idle_seconds: float = 5
@@ -35,9 +35,11 @@ class Limits:
             if not 0 < value < float("inf"):
                 raise RunError(f"serve: {name} = {value}: a limit is a positive number.")
         if self.files > self.waiting:
-            raise RunError(f"serve: files = {self.files} in a request are more than waiting = {self.waiting} hold.")
+            raise RunError(f"serve: {self.files} files a request are more than the {self.waiting} that may be waiting.")
         if self.body_mb > self.waiting_mb:
-            raise RunError(f"serve: body_mb = {self.body_mb:g} is more than waiting_mb = {self.waiting_mb:g} hold.")
+            raise RunError(
+                f"serve: a body of {self.body_mb:g} MB is more than the {self.waiting_mb:g} MB of memory for photos."
+            )
 
     @property
     def body(self) -> int:
@@ -79,11 +81,13 @@ class RefusedError(Exception):
 # that the browser has) is ever answered; 500 would be a bug of ours.
 KINDS = {
     "malformed": 400,
+    "gone": 400,  # hung up: nobody reads it
     "no_token": 401,
     "foreign_page": 403,
     "not_found": 404,
     "wrong_method": 405,
     "too_slow": 408,
+    "no_length": 411,
     "too_large": 413,
     "too_many_files": 413,
     "too_many_pixels": 413,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+from markupsafe import Markup, escape
 
 from unfreeze.deliver.pages import templates
 from unfreeze.deliver.plots import number
@@ -28,7 +31,7 @@ def about(direct: Direct) -> dict[str, Any]:
 
 
 def page(direct: Direct, limits: Limits, maps: bool) -> str:
-    """The page at `/`. maps: whether a photo's map can be asked for."""
+    """The page at `/`. maps: whether a photo's map is drawn unasked, or only where somebody asks for it."""
     told = about(direct)
     accuracy = _accuracy(direct)
     return (
@@ -60,22 +63,22 @@ def _accuracy(direct: Direct) -> dict[str, Any]:
     return {"accuracy": scores["accuracy"], "photos": len(own.truth)}
 
 
-def docs(description: dict[str, Any]) -> str:
-    """The page at `/docs`, of the same description as /openapi.json."""
+def docs(description: dict[str, Any], base: str) -> str:
+    """The page at `/docs`, of the same description as /openapi.json. base: the server's address, ends in a slash."""
     schemas = description.get("components", {}).get("schemas", {})
     calls = [
         {
             "method": method.upper(),
             "path": path,
             "summary": call.get("summary", ""),
-            "text": call.get("description", ""),
+            "text": _marked(call.get("description", "")),
             "parameters": [
                 {"name": p["name"], "values": ", ".join(_words(p["schema"])), "required": p.get("required", False)}
                 for p in call.get("parameters", [])
             ],
             "body": "multipart/form-data" if "requestBody" in call else "",
             "responses": [
-                {"status": status, "text": response.get("description", ""), "model": _model(response)}
+                {"status": status, "text": _marked(response.get("description", "")), "model": _model(response)}
                 for status, response in sorted(call["responses"].items())
             ],
         }
@@ -85,16 +88,25 @@ def docs(description: dict[str, Any]) -> str:
     models = [
         {
             "name": name,
-            "text": schema.get("description", ""),
+            "text": _marked(schema.get("description", "")),
             "fields": [
-                {"name": key, "type": _type(value), "text": value.get("description", "")}
+                {"name": key, "type": _type(value), "text": _marked(value.get("description", ""))}
                 for key, value in schema.get("properties", {}).items()
             ],
         }
         for name, schema in schemas.items()
         if not name.startswith(("HTTPValidation", "ValidationError"))
     ]
-    return templates().get_template("serve_docs.html").render(info=description["info"], calls=calls, models=models)
+    return (
+        templates()
+        .get_template("serve_docs.html")
+        .render(info=description["info"], calls=calls, models=models, base=base)
+    )
+
+
+def _marked(text: str) -> Markup:
+    """A description with its `code` as HTML; all else is escaped."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _words(schema: dict[str, Any]) -> list[str]:

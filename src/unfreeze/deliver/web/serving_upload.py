@@ -14,10 +14,7 @@ from unfreeze.deliver.web.serving_limits import Limits, RefusedError
 
 _NAME = 255  # characters of a file's name that are given back
 _HEAD = 8192  # bytes of one part's header line
-
-
-class GoneError(Exception):
-    """The client went away before all was sent; there is nobody to answer."""
+_FIELDS = 64  # parts that are no files: each costs the parser as much as kilobytes of a photo do
 
 
 @dataclass
@@ -35,6 +32,7 @@ class _Parts:
     limits: Limits
     photos: list[Upload] = field(default_factory=list)
     ended: bool = False
+    fields: int = 0
     _headers: dict[bytes, bytes] = field(default_factory=dict)
     _key: bytearray = field(default_factory=bytearray)
     _value: bytearray = field(default_factory=bytearray)
@@ -64,6 +62,9 @@ class _Parts:
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         name = options.get(b"filename", b"").decode("utf-8", "replace")
         if not name:
+            self.fields += 1
+            if self.fields > _FIELDS:
+                raise RefusedError("malformed", f"the form has more than {_FIELDS} parts that are no files.")
             return
         if len(self.photos) == self.limits.files:
             raise RefusedError("too_many_files", f"more than {self.limits.files} files; send them in several requests.")
@@ -95,7 +96,7 @@ async def photos_in(headers: Headers, receive: Receive, limits: Limits, hold: Ca
     """The files of a request, in order.
 
     hold: is told of every chunk's bytes before it is kept, and may refuse. Raises RefusedError for what is no form, too
-    large, too many or empty, GoneError where the client hung up.
+    large, too many or empty, and where the client hung up.
     """
     parts = _Parts(limits)
     parser = MultipartParser(boundary_of(headers), parts.callbacks(), max_header_size=_HEAD)  # type: ignore[arg-type]
@@ -104,7 +105,7 @@ async def photos_in(headers: Headers, receive: Receive, limits: Limits, hold: Ca
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise GoneError
+                raise gone()
             chunk = message.get("body", b"")
             received += len(chunk)
             if received > limits.body:
@@ -121,6 +122,11 @@ async def photos_in(headers: Headers, receive: Receive, limits: Limits, hold: Ca
     if not parts.photos:
         raise RefusedError("no_photo", "the form has no file; send one or more, as `curl -F file=@photo.jpg`.")
     return parts.photos
+
+
+def gone() -> RefusedError:
+    """Of a client that hung up before it had its answer."""
+    return RefusedError("gone", "the connection was closed before the answer.")
 
 
 def too_large(limits: Limits) -> RefusedError:

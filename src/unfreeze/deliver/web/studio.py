@@ -77,15 +77,15 @@ def _home(studio: Studio) -> APIRouter:
 
     @router.get("/")
     def home() -> Response:
-        context = studio_runs.runs_table(studio, "finished", True)
+        context = studio_runs.runs_table(studio, "when", True)
         jobs = [studio_job_pages.described(studio, job) for job in studio.jobs.all()[:RECENT]]
-        best = [row for row in context["rows"] if row.get("macro_f1")]
+        done = (row for row in context["rows"] if row["status"] == "finished" and row["macro_f1"])
         return studio.page(
             "studio_home.html",
             here="home",
             recent=context["rows"][:RECENT],
             count=len(context["rows"]),
-            best=max(best, key=lambda row: row["macro_f1"]["value"], default=None),
+            newest=next(done, None),
             sources=list(library.sources().values()),
             jobs=jobs,
             program=shutil.which("unfreeze") is not None,

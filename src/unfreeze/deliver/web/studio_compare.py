@@ -35,17 +35,18 @@ def pages(studio: Studio) -> APIRouter:
         paths = tuple(studio.library.run(name) for name in names)
         told = found(paths, tuple((path / "run.json").stat().st_mtime_ns for path in paths))
         command = shlex.join(["unfreeze", "compare", *map(str, paths)])
-        return studio.page("studio_compare.html", here="runs", command_text=command, **described(told))
+        urls = {str(path): run_url(name) for name, path in zip(names, paths, strict=True)}
+        return studio.page("studio_compare.html", here="runs", command_text=command, **described(told, urls))
 
     return router
 
 
-def described(told: Comparison) -> dict[str, Any]:
-    """What the page shows of a comparison. The names of contenders are those of their folders."""
+def described(told: Comparison, urls: dict[str, str]) -> dict[str, Any]:
+    """What the page shows of a comparison. Contenders are named after their folders; urls: run -> its page."""
     rows = [
         {
             "name": one.name,
-            "url": run_url(Path(one.run).name),
+            "url": urls[str(one.run)],
             "base": one is told.base,
             "changes": "; ".join(f"{key} {_word(value)}" for key, value in one.changes.items()),
             "macro_f1": vars(one.macro_f1),

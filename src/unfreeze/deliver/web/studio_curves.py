@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,29 +14,44 @@ _LEFT, _WIDE, _HIGH, _TOP = 44, 300, 140, 12
 Row = dict[str, Any]
 
 
-def curves(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The plots that the rows can fill, each with a sentence; none for a run that trains no network."""
+def curves(rows: Sequence[Row], over: bool = False) -> list[dict[str, Any]]:
+    """The plots that the rows can fill, each with a sentence; none for a run that trains no network.
+
+    over: no more rows will come.
+    """
     found = []
     for key, title, unit in (("train_loss", "Training loss", 0.0), ("valid_macro_f1", "Macro F1 on held groups", 1.0)):
         folds: dict[int, list[tuple[int, float]]] = {}
         for row in rows:
             value = row.get(key)
-            if isinstance(value, int | float) and value == value:
+            if isinstance(value, int | float) and math.isfinite(value):
                 folds.setdefault(int(row.get("fold", 0)), []).append((int(row.get("epoch", 1)), float(value)))
         if folds:
-            found.append({"title": title, "said": _said(folds), "plot": _plot(key, title, folds, unit)})
+            found.append({"title": title, "said": _said(folds, over), "plot": _plot(key, title, folds, unit)})
     return found
 
 
-def _said(folds: dict[int, list[tuple[int, float]]]) -> str:
+def _said(folds: dict[int, list[tuple[int, float]]], over: bool) -> str:
     fold = max(folds)
     epoch, value = folds[fold][-1]
     told = score(value) if value < 1 else f"{value:.3f}"
-    return f"{number(len(folds), 'fold')} so far; fold {fold} is at {told} after epoch {epoch}."
+    if not over:
+        return f"{number(len(folds), 'fold')} so far; fold {fold} is at {told} after epoch {epoch}."
+    last = sorted(points[-1][1] for points in folds.values())
+    low, high = (score(v) if v < 1 else f"{v:.3f}" for v in (last[0], last[-1]))
+    return (
+        f"At the end {told}." if len(folds) == 1 else f"At the end {low} to {high} over {number(len(folds), 'fold')}."
+    )
+
+
+def _ceiling(most: float) -> float:
+    """The next 1, 2 or 5 times a power of ten, so that the axis has round numbers."""
+    power = 10.0 ** math.floor(math.log10(most))
+    return next(power * step for step in (1, 2, 5, 10) if power * step >= most)
 
 
 def _plot(key: str, title: str, folds: dict[int, list[tuple[int, float]]], unit: float) -> Markup:
-    most = unit or max(v for points in folds.values() for _, v in points) or 1.0
+    most = unit or _ceiling(max(0.0, *(v for points in folds.values() for _, v in points)) or 1.0)
     epochs = max(e for points in folds.values() for e, _ in points)
     bottom = _TOP + _HIGH
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs
@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 import pandas as pd
 
 from unfreeze.core.errors import RecipeError, nearest
-from unfreeze.core.recipe import QUALITIES
+from unfreeze.core.qualities import QUALITIES
 from unfreeze.deliver.web.studio_library import DataSource, Library, inside
 
 KINDS = ("check", "advise", "fit")
@@ -46,8 +46,13 @@ def parse_form(body: bytes) -> dict[str, list[str]]:
     return {name: [value.strip() for value in values] for name, values in found.items()}
 
 
-def asked(form: dict[str, list[str]], library: Library, backbones: Callable[[str], bool]) -> Asked:
-    """The command that a form asks for. backbones: whether there is one of a name. RecipeError says which field."""
+def asked(
+    form: dict[str, list[str]], library: Library, backbones: Callable[[str], bool], taken: Collection[str] = ()
+) -> Asked:
+    """The command that a form asks for. RecipeError says which field is wrong.
+
+    backbones: whether there is one of a name. taken: folders of runs that jobs will write.
+    """
 
     def one(name: str) -> str:
         values = form.get(name, [])
@@ -91,7 +96,7 @@ def asked(form: dict[str, list[str]], library: Library, backbones: Callable[[str
         if not re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?", backbone) or not backbones(backbone):
             raise RecipeError(f"Backbone: no '{backbone}'; `unfreeze models` lists them.")
         arguments.append(f"--backbone={backbone}")
-    run = _run(one("run"), library, source, strategy or "auto")
+    run = _run(one("run"), library, source, strategy or "auto", taken)
     return Asked(kind, source, [*arguments, f"--run={run}"], run=str(run))
 
 
@@ -131,11 +136,12 @@ def backbones_to_meet() -> list[str]:
     return [*BACKBONES, *MEET_FIRST]
 
 
-def free_run(library: Library, source: DataSource, strategy: str) -> str:
-    """A name that no run has: `photos-auto-1`."""
+def free_run(library: Library, source: DataSource, strategy: str, taken: Collection[str] = ()) -> str:
+    """A name that no run has: `photos-auto-1`. taken: folders of runs that are not there yet."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", source.path.stem if source.path.is_file() else source.name).strip("-._")
     stem = f"{stem[:40] or 'photos'}-{strategy}"
-    return next(name for name in (f"{stem}-{n}" for n in range(1, 10**6)) if not (library.folder / name).exists())
+    names = (f"{stem}-{n}" for n in range(1, 10**6))
+    return next(n for n in names if not (library.folder / n).exists() and str(library.folder / n) not in taken)
 
 
 def _place(source: DataSource, part: str) -> Path:
@@ -170,7 +176,7 @@ def _reading(labels: list[str], group: str, pattern: str, source: DataSource) ->
     if pattern:
         try:
             fine = "group" in re.compile(pattern).groupindex
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise RecipeError(f"Group pattern: {error}.") from None
         if not fine:
             raise RecipeError("Group pattern: needs (?P<group>...).")
@@ -192,10 +198,10 @@ def _numbers(folds: str, seed: str) -> list[str]:
     return words
 
 
-def _run(name: str, library: Library, source: DataSource, strategy: str) -> Path:
+def _run(name: str, library: Library, source: DataSource, strategy: str, taken: Collection[str]) -> Path:
     if library.single:
         raise RecipeError("The studio shows one run; start it on the folder that holds the runs to fit more.")
-    name = name or free_run(library, source, strategy)
+    name = name or free_run(library, source, strategy, taken)
     if not _NAME.fullmatch(name):
         raise RecipeError("Run: letters, digits, dots, dashes and underscores, 64 at most, a letter or digit first.")
     path = library.folder / name

@@ -10,13 +10,15 @@ from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
-from unfreeze.core.recipe import QUALITIES
+from unfreeze.core.qualities import QUALITIES
 from unfreeze.core.runs import read_log
 from unfreeze.deliver.web import studio_forms as forms
 from unfreeze.deliver.web.studio_curves import curves
 from unfreeze.deliver.web.studio_jobs import Job
 from unfreeze.deliver.web.studio_library import MissingError, run_url
 from unfreeze.deliver.web.studio_shell import Studio, written_page
+
+SHOWN = 100  # jobs in the list, the newest
 
 
 def pages(studio: Studio) -> APIRouter:
@@ -25,7 +27,7 @@ def pages(studio: Studio) -> APIRouter:
 
     @router.get("/jobs")
     def listing(request: Request) -> Response:
-        found = [described(studio, job) for job in jobs.all()]
+        found = [described(studio, job) for job in jobs.all()[:SHOWN]]
         if request.headers.get("hx-request"):
             return studio.part("studio_jobs_table.html", jobs=found)
         return studio.page("studio_jobs.html", here="jobs", jobs=found)
@@ -44,7 +46,7 @@ def pages(studio: Studio) -> APIRouter:
             strategies=forms.STRATEGIES,
             qualities=list(QUALITIES),
             backbones=forms.backbones_to_meet(),
-            free=forms.free_run(library, chosen, "auto") if chosen else "",
+            free=forms.free_run(library, chosen, "auto", jobs.writes()) if chosen else "",
         )
 
     @router.post("/jobs")
@@ -52,7 +54,7 @@ def pages(studio: Studio) -> APIRouter:
         body = await request.body()
 
         def act() -> Job:
-            asked = forms.asked(forms.parse_form(body), library, forms.known_backbone)
+            asked = forms.asked(forms.parse_form(body), library, forms.known_backbone, jobs.writes())
             return jobs.start(asked.kind, asked.arguments, run=asked.run, source=asked.source.key, page=asked.page)
 
         return _to(await run_in_threadpool(act))
@@ -99,7 +101,8 @@ def described(studio: Studio, job: Job, full: bool = False) -> dict[str, Any]:
         "resumable": not job.active and job.state != "finished",
         "again": "/jobs/new?" + urlencode({"kind": job.kind, "source": job.source}),
         "lines": studio.jobs.lines(job) if full else [],
-        "curves": curves(read_log(run)) if full and run and there else [],
+        "bar": studio.jobs.progress(job) if full else {},
+        "curves": curves(read_log(run), over=job.state == "finished") if full and run and there else [],
     }
 
 

@@ -18,15 +18,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from unfreeze.core.errors import RunError
+from filelock import FileLock, Timeout
+
+from unfreeze.core.errors import RunError, StorageError
 from unfreeze.core.files import storage_errors, write_json
+from unfreeze.core.progress import WATCHED
 from unfreeze.deliver.web.studio_library import MissingError
 
 COMMAND = (sys.executable, "-m", "unfreeze.app.cli")
 INTERRUPTED = 130
 WAITING = 20  # jobs that may wait; more is a mistake
 _TAIL = 64 * 1024
-_PATIENCE = 15.0  # seconds from SIGINT to SIGKILL when the studio ends
+_PATIENCE = 15.0  # seconds from SIGINT to SIGKILL
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -52,6 +55,7 @@ class Job:
     started: float = 0.0
     ended: float = 0.0
     times: int = 0  # that it was started
+    asked: float = 0.0  # when it was told to stop
 
     @property
     def command(self) -> str:
@@ -62,6 +66,11 @@ class Job:
     def active(self) -> bool:
         """Whether it waits, runs or is being stopped."""
         return self.state in ("waiting", "running", "stopping")
+
+    @property
+    def deaf(self) -> bool:
+        """Whether it was told to stop and has not listened: told again, it is ended."""
+        return self.state == "stopping" and time.time() - self.asked > _PATIENCE
 
     @property
     def seconds(self) -> float:
@@ -78,8 +87,12 @@ class Jobs:
     _processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict, repr=False)
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     _closed: bool = False
+    _claimed: FileLock | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        if self.folder.exists():
+            with contextlib.suppress(StorageError):  # runs that may only be read can be looked at
+                self._claim()
         for file in sorted(self.folder.glob("*/job.json")):
             with contextlib.suppress(OSError, ValueError, TypeError):
                 job = Job(**json.loads(file.read_text("utf-8")))
@@ -98,6 +111,11 @@ class Jobs:
             raise MissingError("No such job here.")
         return found
 
+    def writes(self) -> set[str]:
+        """The runs of jobs that are not over; some of them may not be there yet."""
+        with self._lock:
+            return {job.run for job in self.found.values() if job.run and job.active}
+
     def of_run(self, path: Path) -> Job | None:
         """The newest job that writes a run."""
         return next((job for job in self.all() if job.run == str(path)), None)
@@ -106,6 +124,7 @@ class Jobs:
         """Queues a command; it starts at once if nothing else runs. RunError: too many wait, or its run is at work."""
         with self._lock:
             self._refuse(run)
+            self._claim()
             now = datetime.now(UTC).isoformat(timespec="microseconds")
             job = Job(uuid.uuid4().hex[:12], kind, arguments, run, source, page, created=now)
             self.found[job.id] = job
@@ -114,14 +133,20 @@ class Jobs:
             return job
 
     def stop(self, name: str) -> Job:
-        """Interrupts a job as Ctrl-C does, so that a run stays resumable; one that waits is taken off the queue."""
+        """Interrupts a job as Ctrl-C does, so that a run stays resumable; one that waits is taken off the queue.
+
+        Told again, one that has not listened for 15 seconds is ended; before that it is left alone: a second Ctrl-C
+        would only disturb the first.
+        """
         with self._lock:
             job = self.job(name)
             if job.state == "waiting":
                 job.state = "stopped"
-            elif job.state in ("running", "stopping"):
+            elif job.state == "running":
                 self._signal(job, signal.SIGINT)
-                job.state = "stopping"
+                job.state, job.asked = "stopping", time.time()
+            elif job.deaf:
+                self._signal(job, _KILL)
             self._save(job)
             return job
 
@@ -147,6 +172,23 @@ class Jobs:
             return []
         return [_ESCAPES.sub("", line).rstrip() for line in text.splitlines()][-limit:]
 
+    def progress(self, job: Job) -> dict[str, Any]:
+        """How far its bar is: `what`, `done`, `total`, seconds `left` once that can be told; empty without a bar."""
+        try:
+            found = json.loads((self.folder / job.id / "progress.json").read_text("utf-8"))
+            what, done, total, since = (
+                str(found["what"]),
+                int(found["done"]),
+                int(found["total"]),
+                float(found["since"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+        if job.state != "running" or not 0 <= done <= total or not total:
+            return {}
+        left = (time.time() - since) / done * (total - done) if done else None
+        return {"what": what, "done": done, "total": total, "left": left}
+
     def close(self) -> None:
         """Stops every job as Ctrl-C does, waits for them, and ends those that do not listen. Runs stay resumable."""
         with self._lock:
@@ -166,6 +208,23 @@ class Jobs:
                 self._signal(self.found[name], _KILL)
                 process.wait()
             self._ended(name, process.returncode)
+        if self._claimed:
+            self._claimed.release()
+            self._claimed = None
+
+    def _claim(self) -> None:
+        """Takes the jobs of this folder for this studio: two would start and stop each other's."""
+        if self._claimed:
+            return
+        with storage_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder.parent / "lock", timeout=0, thread_local=False)
+            try:
+                lock.acquire()
+            except Timeout:
+                folder = self.folder.parent.parent
+                raise RunError(f"{folder}: another studio is open on these runs; use that one, or end it.") from None
+        self._claimed = lock
 
     def _refuse(self, run: str) -> None:
         if self._closed:
@@ -186,9 +245,11 @@ class Jobs:
     def _begin(self, job: Job) -> None:
         folder = self.folder / job.id
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1", "COLUMNS": "110"}
+        environment[WATCHED] = str(folder / "progress.json")
         try:
             with storage_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
+                (folder / "progress.json").unlink(missing_ok=True)
                 with (folder / "output.txt").open("ab") as output:
                     if job.times:
                         output.write(b"Started again.\n")

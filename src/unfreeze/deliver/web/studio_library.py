@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -18,7 +19,7 @@ import pandas as pd
 from unfreeze.core.cache import fingerprint
 from unfreeze.core.errors import PhotoError, RunError, SourceError, UnfreezeError
 from unfreeze.core.recipe import Source, read_recipe
-from unfreeze.core.runs import list_runs
+from unfreeze.core.runs import PLACES, list_runs
 from unfreeze.core.tables import Photos
 from unfreeze.data.checks import run_checks
 from unfreeze.data.readers import read
@@ -27,6 +28,7 @@ from unfreeze.deliver.sections import Material
 from unfreeze.deliver.thumbnails import scaled_jpeg
 
 SIDES = {"large": 1024, "small": 240}  # pixels of the longer side
+QUESTIONS = {"compare-": "compare.html", "tune-": "tune.html"}  # folders of several runs, and the page that each has
 OWN = ".studio"  # the studio's folder among the runs: jobs, and the pages that they wrote
 _KEPT = 600  # scaled photos held in memory, 0.1 MB each or less
 
@@ -66,9 +68,10 @@ class Library:
                 raise SourceError(f"--data {one}: no such folder or table.")
             self.given[_key(path)] = DataSource(_key(path), path, given=True)
         self._lock = threading.Lock()
+        self._sources: tuple[Any, dict[str, DataSource]] = (None, {})
         self._read: dict[str, tuple[Source, Photos]] = {}
         self._checked: dict[str, Photos] = {}
-        self._material = lru_cache(maxsize=8)(lambda path, stamp: read_run(Path(path)))
+        self._material = lru_cache(maxsize=8)(lambda path, stamp: _whole(Path(path)))
         self._scaled = lru_cache(maxsize=_KEPT)(lambda file, stamp, side: scaled_jpeg(Path(file), side))
 
     @property
@@ -79,17 +82,36 @@ class Library:
     # Runs
 
     def run_names(self) -> dict[str, Path]:
-        """Name -> folder of every run; a link that leads out of the runs folder is none."""
+        """Name -> folder of every run; a link that leads out of the runs folder is none.
+
+        A run of a comparison or a search is named after both folders, `compare-photos-1a2b3c:gray`: a name is one part
+        of an address.
+        """
         if self.single:
             return {self.folder.name: self.folder}
-        root, found = self.folder.resolve(), {}
-        for file in sorted(self.folder.glob("*/run.json")):
+        root, found = self.folder.resolve(), dict[str, Path]()
+        for file in (file for at in PLACES[1:] for file in sorted(self.folder.glob(f"{at}run.json"))):
             path = file.parent
             if not path.resolve().is_relative_to(root) or not file.resolve().is_relative_to(root):
                 continue
-            if path.name.isprintable() and not path.name.startswith("."):
-                found[path.name] = path
+            name = self.name_of(path)
+            if name.isprintable() and not name.startswith("."):
+                found.setdefault(name, path)
         return found
+
+    def name_of(self, run: Path) -> str:
+        """What a run of this folder is called here."""
+        return self.folder.name if self.single else ":".join(run.relative_to(self.folder).parts)
+
+    def questions(self) -> dict[str, Path]:
+        """Name -> page of the comparisons and searches that left one."""
+        if self.single:
+            return {}
+        found = [
+            (file.parent, file) for start, page in QUESTIONS.items() for file in self.folder.glob(f"{start}*/{page}")
+        ]
+        root = self.folder.resolve()
+        return {path.name: file for path, file in sorted(found) if file.resolve().is_relative_to(root)}
 
     def run(self, name: str) -> Path:
         """The folder of a run. MissingError if there is none of this name."""
@@ -99,9 +121,18 @@ class Library:
         return found
 
     def rows(self) -> list[dict[str, Any]]:
-        """`core.runs.list_runs` of the runs that may be shown, each with its `name`."""
+        """`core.runs.list_runs` of the runs that may be shown, each with its `name`, and `when` it ended or began."""
         names = {str(path): name for name, path in self.run_names().items()}
-        return [{**row, "name": names[row["run"]]} for row in list_runs(self.folder) if row["run"] in names]
+        rows = [{**row, "name": names[row["run"]]} for row in list_runs(self.folder) if row["run"] in names]
+        for row in rows:
+            row["when"] = str(row.get("finished") or self._begun(row["name"]))
+        return rows
+
+    def _begun(self, name: str) -> str:
+        try:
+            return str(self.info(name).get("started") or "")
+        except UnfreezeError:
+            return ""
 
     def info(self, name: str) -> dict[str, Any]:
         """run.json, of an unfinished run too."""
@@ -117,14 +148,22 @@ class Library:
     def material(self, name: str) -> Material:
         """A finished run, read; kept while its files stay as they are. RunError where it is not whole."""
         path = self.run(name)
-        stamps = [(path / file) for file in ("run.json", "oof.parquet", "suspects.json")]
-        found: Material = self._material(str(path), tuple(f.stat().st_mtime_ns if f.exists() else 0 for f in stamps))
+        files = [path / file for file in ("run.json", "oof.parquet", "suspects.json")]
+        found: Material = self._material(str(path), tuple(map(stamp, files)))
         return found
 
     # Data
 
     def sources(self) -> dict[str, DataSource]:
         """Key -> photos: those given, then those that runs are of, the newest run's way of reading them."""
+        stamps = [
+            (name, stamp(path / "run.json"), stamp(path / "recipe.toml")) for name, path in self.run_names().items()
+        ]
+        if self._sources[0] != stamps:  # asked for with every photo: recipes are read when a run has changed
+            self._sources = (stamps, self._found_sources())
+        return {key: one for key, one in self._sources[1].items() if one.given or one.path.exists()}
+
+    def _found_sources(self) -> dict[str, DataSource]:
         found = {key: DataSource(one.key, one.path, one.options, True) for key, one in self.given.items()}
         rows = sorted(self.rows(), key=lambda row: str(row.get("finished") or ""))
         for row in rows:
@@ -159,7 +198,9 @@ class Library:
     def findings(self, one: DataSource) -> list[dict[str, Any]] | None:
         """What the checks found: of the newest run, else of a check that was made here; None where there was none."""
         if one.run:
-            return [{str(k): v for k, v in row.items()} for row in self.material(one.run).findings.to_dict("records")]
+            with contextlib.suppress(RunError):  # a damaged run knows nothing of its photos
+                found = self.material(one.run).findings
+                return [{str(k): v for k, v in row.items()} for row in found.to_dict("records")]
         if not self.eda(one).exists():
             return None
         photos = self.photos(one)
@@ -227,6 +268,21 @@ def predicted(material: Material) -> pd.DataFrame:
             "own": told[range(len(true)), true],
         }
     )
+
+
+def _whole(run: Path) -> Material:
+    try:
+        return read_run(run)
+    except (ValueError, KeyError, TypeError) as error:  # files that can be read, and hold something else
+        raise RunError(f"{run}: is damaged ({error}); fit the run again with --force.") from None
+
+
+def stamp(file: Path) -> int:
+    """When a file was written last, 0 if it is not there."""
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _key(path: Path) -> str:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future
+from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from unfreeze.core.errors import UnfreezeError
+from unfreeze.core.errors import RunError, UnfreezeError
 from unfreeze.deliver.web import review
 from unfreeze.deliver.web.deck import open_deck
-from unfreeze.deliver.web.studio_library import MissingError, run_url
+from unfreeze.deliver.web.studio_library import MissingError, run_url, stamp
 from unfreeze.deliver.web.studio_shell import Studio
+
+SOON = 1.0  # seconds that a page may keep people waiting before it says why
 
 
 class Reviews:
@@ -21,7 +25,7 @@ class Reviews:
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
-        self._apps: dict[tuple[str, int], FastAPI] = {}
+        self._apps: dict[tuple[str, int], Future[FastAPI]] = {}
         self._lock = threading.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -32,6 +36,8 @@ class Reviews:
         else:
             try:
                 app = await run_in_threadpool(self._app, name)
+            except TimeoutError:
+                answer = self.studio.page("studio_wait.html", 202, name=name, url=run_url(name), here="runs")
             except UnfreezeError as error:
                 missing = isinstance(error, MissingError)
                 status = 404 if missing else 422
@@ -42,13 +48,30 @@ class Reviews:
         await answer(scope, receive, send)
 
     def _app(self, name: str) -> FastAPI:
+        """The review of a run. TimeoutError: it is being made; the same is waited for by whoever comes meanwhile."""
         path = self.studio.library.run(name)
-        file = path / "run.json"
-        with self._lock:  # the deck of a large run takes seconds: who comes meanwhile waits for the same one
-            key = (name, file.stat().st_mtime_ns)
+        key = (name, stamp(path / "run.json"))
+        with self._lock:
             if key not in self._apps:
-                app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-                url = run_url(name)
-                app.include_router(review.page(open_deck(path), self.studio.guard, f"{url}/review", url))
-                self._apps[key] = app
-            return self._apps[key]
+                self._apps[key] = Future()
+                threading.Thread(target=self._make, args=(name, path, self._apps[key]), daemon=True).start()
+            made = self._apps[key]
+        try:
+            return made.result(SOON)
+        except TimeoutError:
+            raise
+        except Exception:
+            with self._lock:  # what is mended meanwhile is tried again
+                self._apps.pop(key, None)
+            raise
+
+    def _make(self, name: str, path: Path, made: Future[FastAPI]) -> None:
+        try:
+            app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+            url = run_url(name)
+            app.include_router(review.page(open_deck(path), self.studio.guard, f"{url}/review", url))
+            made.set_result(app)
+        except OSError as error:
+            made.set_exception(RunError(f"{name}: cannot be read ({(error.strerror or 'gone').lower()})."))
+        except Exception as error:
+            made.set_exception(error)

@@ -13,7 +13,7 @@ from unfreeze.core.runs import read_log
 from unfreeze.deliver import plots, sections
 from unfreeze.deliver.report import glued
 from unfreeze.deliver.web.studio_curves import curves
-from unfreeze.deliver.web.studio_library import photo_urls, predicted, run_url
+from unfreeze.deliver.web.studio_library import MissingError, photo_urls, predicted, run_url
 from unfreeze.deliver.web.studio_shell import Studio, paged, photo_answer, written_page
 
 COLUMNS = {
@@ -24,7 +24,7 @@ COLUMNS = {
     "macro_f1": "Macro F1",
     "accuracy": "Accuracy",
     "photos": "Photos",
-    "finished": "Finished",
+    "when": "Finished (UTC)",
 }
 NUMBERS = ("macro_f1", "accuracy", "photos")
 ORDERS = {"sure": "surest first", "unsure": "least sure first", "path": "by name"}
@@ -35,11 +35,17 @@ def pages(studio: Studio) -> APIRouter:
     router, library = APIRouter(), studio.library
 
     @router.get("/runs")
-    def listing(request: Request, sort: str = "finished", down: bool = True) -> Response:
+    def listing(request: Request, sort: str = "when", down: bool = True) -> Response:
         context = runs_table(studio, sort, down)
         if request.headers.get("hx-request"):
             return studio.part("studio_runs_table.html", **context)
-        return studio.page("studio_runs.html", here="runs", **context)
+        return studio.page("studio_runs.html", here="runs", questions=list(library.questions()), **context)
+
+    @router.get("/questions/{name}")
+    def question(name: str) -> Response:
+        if (file := library.questions().get(name)) is None:
+            raise MissingError(f"No comparison or search '{name}' here.")
+        return written_page(file, studio.environment)
 
     @router.get("/runs/{name}")
     def one(name: str) -> Response:
@@ -87,28 +93,22 @@ def pages(studio: Studio) -> APIRouter:
 
 def runs_table(studio: Studio, sort: str, down: bool) -> dict[str, Any]:
     """The rows of the list, sorted; unfinished runs last where a number is asked for."""
-    sort = sort if sort in COLUMNS else "finished"
-    empty = dict.fromkeys(COLUMNS)
+    sort = sort if sort in COLUMNS else "when"
+    empty = dict.fromkeys((*COLUMNS, "finished"))
     rows = [
         {**empty, **row, "status": studio.status(row), "url": run_url(row["name"])} for row in studio.library.rows()
     ]
 
-    def key(row: dict[str, Any]) -> Any:
-        value = row.get(sort)
-        if sort in NUMBERS:
-            number = value["value"] if isinstance(value, dict) else value
-            return (number is not None, number or 0)
-        return (value is not None or sort != "finished", str(value or "").lower())
+    def number(row: dict[str, Any]) -> Any:
+        return row[sort]["value"] if isinstance(row[sort], dict) else row[sort]
 
-    if sort == "finished":  # what is at work now is the newest
-        rows.sort(
-            key=lambda row: (row["status"] in ("running", "waiting"), str(row.get("finished") or "")), reverse=down
-        )
-    elif sort in NUMBERS:
-        there = sorted((row for row in rows if key(row)[0]), key=key, reverse=down)
-        rows = there + [row for row in rows if not key(row)[0]]
+    if sort in NUMBERS:
+        there = sorted((row for row in rows if number(row) is not None), key=number, reverse=down)
+        rows = there + [row for row in rows if number(row) is None]
+    elif sort == "when":  # what is at work now is the newest
+        rows.sort(key=lambda row: (row["status"] in ("running", "waiting"), row["when"]), reverse=down)
     else:
-        rows.sort(key=key, reverse=down)
+        rows.sort(key=lambda row: str(row[sort] or "").lower(), reverse=down)
     heads = [
         {
             "key": name,
@@ -121,7 +121,14 @@ def runs_table(studio: Studio, sort: str, down: bool) -> dict[str, Any]:
     ]
     again = "/runs?" + urlencode({"sort": sort, "down": int(down)})
     busy = any(row["status"] in ("running", "waiting") for row in rows)
-    return {"rows": rows, "heads": heads, "bar": plots.interval_bar, "again": again, "busy": busy}
+    return {
+        "rows": rows,
+        "heads": heads,
+        "bar": plots.interval_bar,
+        "again": again,
+        "busy": busy,
+        "done": sum(row["status"] == "finished" for row in rows),
+    }
 
 
 def live(studio: Studio, name: str, info: dict[str, Any]) -> dict[str, Any]:
@@ -155,7 +162,7 @@ def finished(studio: Studio, name: str) -> dict[str, Any]:
         "headline": sections.headline(material),
         "confusion": confusion,
         "per_class": per_class,
-        "curves": curves(material.log),
+        "curves": curves(material.log, over=True),
         "wrong": wrong,
         "report": (path / "report.html").is_file(),
         "glue": glued,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
 
 from unfreeze.core.errors import PhotoError, UnfreezeError
@@ -34,7 +36,7 @@ class Studio:
 
     def __post_init__(self) -> None:
         self.environment = templates(run_url=run_url, quoted=lambda text: quote(text, safe=""), clipped=clipped)
-        self.environment.filters.update(seconds=seconds, percent=percent)
+        self.environment.filters.update(seconds=seconds, percent=percent, shell=lambda path: shlex.quote(str(path)))
 
     def page(self, template: str, status_code: int = 200, **context: Any) -> HTMLResponse:
         """A whole page."""
@@ -91,7 +93,10 @@ def answer_errors(app: FastAPI, studio: Studio) -> None:
     """Errors that people can mend become a page, or a line where only a piece of a page was asked for."""
 
     async def told(request: Request, error: Exception) -> Response:
-        if not isinstance(error, UnfreezeError):  # the framework's own: no route leads there
+        if isinstance(error, OSError):  # a run or a photo that went while its page was made
+            name = Path(error.filename).name if isinstance(error.filename, str) else "A file"
+            error = MissingError(f"{name}: cannot be read ({(error.strerror or 'gone').lower()}); reload the page.")
+        elif not isinstance(error, UnfreezeError):  # the framework's own: no route leads there
             error = MissingError("There is no such page.")
         missing = isinstance(error, MissingError)
         text, status = str(error), 404 if missing else 422
@@ -99,8 +104,8 @@ def answer_errors(app: FastAPI, studio: Studio) -> None:
             return studio.part("studio_problem.html", 422, problem=text)
         return studio.page("studio_error.html", status, problem=text, missing=missing, here="")
 
-    app.add_exception_handler(UnfreezeError, told)
-    app.add_exception_handler(404, told)
+    for kind in (UnfreezeError, OSError, RequestValidationError, 404):
+        app.add_exception_handler(kind, told)
 
 
 def photo_answer(library: Library, root: Path, paths: Any, row: int, size: str) -> Response:

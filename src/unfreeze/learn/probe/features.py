@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfreeze.core.cache import RowStore, cache_root, content_key, fingerprint
+from unfreeze.core.cluster import Cluster, cluster
 from unfreeze.core.errors import PhotoError
 from unfreeze.core.progress import Reporter
 from unfreeze.core.work import in_threads
@@ -25,6 +26,8 @@ from unfreeze.model.graphs import Graph
 _VERSION = 3
 _FLUSH, _FLUSH_BYTES = 1024, 64 << 20
 _SAMPLE = 4 * BATCH
+# Photos of a task on a cluster: some seconds of work, so that a lost one costs little.
+_SHARD = 16 * BATCH
 HALF_MAX = float(np.finfo(np.float16).max)
 
 
@@ -128,11 +131,73 @@ def compute_features(
     _, first = np.unique(keys[lacking], axis=0, return_index=True)
     todo = np.sort(np.flatnonzero(lacking)[first])
     started = time.perf_counter()
-    _run(files, keys, todo, graph.preprocessing, engine, stores, views, failed, max_pixels, reporter, squares)
+    if (where := cluster()) and len(todo) > _SHARD:
+        failed |= _in_shards(where, files, keys, todo, graph, views, engine.name, max_pixels, reporter, squares)
+        for store in stores:
+            store.refresh()
+    else:
+        _run(files, keys, todo, graph.preprocessing, engine, stores, views, failed, max_pixels, reporter, squares)
     places = tuple(store.find(keys) for store in stores)
     for i in np.flatnonzero(readable & (places[0][:, 0] < 0)):
         failed.setdefault(int(i), "its content changed while it was read")
     return Features(stores, places, engine.blocks, failed, engine.name, seconds=time.perf_counter() - started)
+
+
+def _in_shards(
+    where: Cluster,
+    files: list[Path],
+    keys: NDArray[np.uint64],
+    todo: NDArray[np.int64],
+    graph: Graph,
+    views: tuple[str, ...],
+    wish: str,
+    max_pixels: int,
+    reporter: Reporter,
+    squares: NDArray[np.float64] | None,
+) -> dict[int, str]:
+    """Photos in shards, each a task of the cluster that puts its rows into the cache; which photos failed, and why.
+
+    A shard is a whole number of batches, so that each photo passes the network in the company that it has here.
+    """
+    shards = [todo[start : start + _SHARD] for start in range(0, len(todo), _SHARD)]
+    tasks = [
+        Shard(
+            [files[i].absolute() for i in rows],
+            keys[rows],
+            graph,
+            views,
+            wish,
+            max_pixels,
+            None if squares is None else squares[rows],
+        )
+        for rows in shards
+    ]
+    failed: dict[int, str] = {}
+    with reporter.bar("Computing features", len(todo)) as advance:
+        for rows, lost in zip(shards, where.run(compute_shard, tasks), strict=True):
+            failed |= {int(rows[i]): why for i, why in lost.items()}
+            advance(len(rows))
+    return failed
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some photos whose features another process is to put into the cache; arguments as of `compute_features`."""
+
+    files: list[Path]
+    keys: NDArray[np.uint64]
+    graph: Graph
+    views: tuple[str, ...]
+    wish: str
+    max_pixels: int
+    squares: NDArray[np.float64] | None
+
+
+def compute_shard(shard: Shard) -> dict[int, str]:
+    """Computes what the cache lacks of these photos; {place in the shard: why it has no features}."""
+    readable = np.ones(len(shard.files), bool)
+    own = (shard.files, shard.keys, readable, shard.graph, shard.views, shard.wish, shard.max_pixels)
+    return compute_features(*own, squares=shard.squares).failed
 
 
 def cached_features(

@@ -79,8 +79,8 @@ def fit_probe(work: Work, like: Probe | None = None) -> Probe:
     like: a probe of the same photos and input, whose features are used again.
     """
     with work.clock("features"):
-        files, looks = work.photos.files(), work.looks
         if like is None:
+            files, looks = work.photos.files(), work.looks
             found = compute_inputs(files, looks.keys, looks.readable, work.recipe, work.reporter, work.squares)
         features, graphs = found if like is None else (like.features, like.graphs)
         work.leave_out(features.failed)

@@ -25,12 +25,15 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from unfreeze.core import errors
+from unfreeze.core.cluster import cluster
 from unfreeze.core.errors import UnfreezeError
 from unfreeze.core.files import write_text
 from unfreeze.core.progress import Reporter
 from unfreeze.core.runs import read_log
 from unfreeze.core.work import cores
 from unfreeze.learn.train.jobs import Job
+from unfreeze.learn.train.remote import train_remote
+from unfreeze.learn.train.together import free_port
 
 # Epochs that a fold counts beside its own: start-up and prediction.
 _BESIDE = 1
@@ -44,7 +47,8 @@ def train_folds(
     """Probabilities float64 (len(out), C) of each job's fold; networks go to `folder/fold-K/model.safetensors`.
 
     On a CPU folds train side by side, each with its share of the cores: two threads that wait for each other in every
-    layer, on cores that are shared, were measured at a quarter of the speed of one. On a GPU they take turns. What
+    layer, on cores that are shared, were measured at a quarter of the speed of one. On GPUs they take turns, one a GPU,
+    or one on `train.processes` GPUs. What
     an earlier, interrupted run has finished is taken as it is; an unfinished fold goes on from its last epoch.
     seconds: for all folds together; 0: no limit. Raises what a fold raises, after the others were stopped.
     """
@@ -66,8 +70,9 @@ def train_jobs(
     places = [folder / "scratch" / f"fold-{job.fold}" for job, folder in jobs]
     kept = [model_file(folder, job.fold) for job, folder in jobs]
     todo = [i for i, (job, _) in enumerate(jobs) if not _finished(job, places[i], kept[i])]
-    workers = min(cores(), len(jobs)) if not _gpu() else 1
-    threads = threads or max(1, cores() // workers)
+    processes = jobs[0][0].settings.processes if jobs else 1
+    workers = max(1, min((gpus() or cores()) // processes, len(jobs)))
+    threads = threads or max(1, cores() // (workers * processes))
     ends = time.time() + seconds
     queue, events = deque(todo), Queue[int | BaseException | None]()
     running, stop = list[_Worker](), threading.Event()
@@ -80,10 +85,23 @@ def train_jobs(
         _log(folder, job.fold, row)
         events.put(1)
 
-    def work() -> None:
+    if (where := cluster()) and todo:
+        with reporter.bar(
+            what.format(count=len(todo), workers=min(len(todo), where.gpus or where.cpus)), _steps(jobs, todo)
+        ) as advance:
+
+            def told(i: int, row: dict[str, Any]) -> None:
+                tell(todo[i], row)
+                advance(1)
+
+            some = [(jobs[i][0], places[i], kept[i]) for i in todo]
+            train_remote(where, some, seconds, threads, told, lambda _: advance(_BESIDE), voice)
+        return [np.load(place / "probabilities.npy", allow_pickle=False) for place in places]
+
+    def work(number: int) -> None:
         """One worker: starts its process, and gives it jobs while there are any."""
         try:
-            with _Worker(threads, workers) as worker:
+            with _Worker(threads, workers * processes, processes, number) as worker:
                 running.append(worker)
                 while queue and not stop.is_set():
                     left = math.ceil(len(queue) / workers)
@@ -103,9 +121,8 @@ def train_jobs(
         else:
             events.put(None)
 
-    crew = [threading.Thread(target=work, daemon=True) for _ in range(min(workers, len(todo)))]
-    epochs = sum(jobs[i][0].settings.epochs + _BESIDE for i in todo)
-    with reporter.bar(what.format(count=len(todo), workers=workers), epochs) as advance:
+    crew = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(min(workers, len(todo)))]
+    with reporter.bar(what.format(count=len(todo), workers=workers), _steps(jobs, todo)) as advance:
         try:
             for thread in crew:
                 thread.start()
@@ -131,6 +148,11 @@ def train_jobs(
     return [np.load(place / "probabilities.npy", allow_pickle=False) for place in places]
 
 
+def _steps(jobs: list[tuple[Job, Path]], todo: list[int]) -> int:
+    """Steps of the bar: epochs, and what stands beside them."""
+    return sum(jobs[i][0].settings.epochs + _BESIDE for i in todo)
+
+
 class _Once(Reporter):
     """Lines that several folds say are said once."""
 
@@ -144,41 +166,64 @@ class _Once(Reporter):
 
 
 class _Worker:
-    """A process that trains the folds that it is given, one after the other."""
+    """A process, or several that train each fold together, which do the folds that they are given one after the other.
 
-    def __init__(self, threads: int, workers: int) -> None:
+    number: which of the workers it is; on GPUs each process has its own one. workers: processes that train at once.
+    """
+
+    def __init__(self, threads: int, workers: int, processes: int = 1, number: int = 0) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-        self._said = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed in __exit__
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "unfreeze.learn.train.worker", str(threads), str(workers)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            text=True,
-            env=environment,
-        )
+        command = [sys.executable, "-m", "unfreeze.learn.train.worker", str(threads), str(workers)]
+        port = str(free_port()) if processes > 1 else "0"
+        self._said = [tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") for _ in range(processes)]  # noqa: SIM115 - closed in __exit__
+        self._told = [tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") for _ in range(processes - 1)]  # noqa: SIM115
+        self.crew: list[subprocess.Popen[str]] = []
+        for rank in range(processes):
+            if gpus() > 1:
+                environment["CUDA_VISIBLE_DEVICES"] = str(_device(number * processes + rank))
+            self.crew.append(
+                subprocess.Popen(
+                    command if processes == 1 else [*command, str(rank), str(processes), port],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE if rank == 0 else self._told[rank - 1],
+                    stderr=self._said[rank],
+                    text=True,
+                    env=environment,
+                )
+            )
+        self.process = self.crew[0]  # the one that tells
 
     def __enter__(self) -> _Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            assert self.process.stdin is not None
-            self.process.stdin.close()
+        for process in self.crew:
+            with contextlib.suppress(OSError):
+                assert process.stdin is not None
+                process.stdin.close()
         self.process.wait()
-        self._said.close()
+        for process in self.crew[1:]:  # where the first one has failed, the others wait for it
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10 if self.process.returncode == 0 else 1)
+            process.kill()
+            process.wait()
+        for file in (*self._said, *self._told):
+            file.close()
 
     def stop(self) -> None:
         """Ends it, whatever it does."""
-        if self.process.poll() is None:
-            self.process.kill()
+        for process in self.crew:
+            if process.poll() is None:
+                process.kill()
 
     def do(self, place: Path, kept: Path, tell: Callable[[dict[str, Any]], None], reporter: Reporter) -> None:
         """Does the job in `place`, forwards rows and lines, and raises its error as our own."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(f"{place}\t{kept}\n")
-            self.process.stdin.flush()
+        for process in self.crew:
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(f"{place}\t{kept}\n")
+                process.stdin.flush()
+        assert self.process.stdout is not None
         for line in self.process.stdout:
             message = _message(line)
             if "done" in message:
@@ -188,21 +233,32 @@ class _Worker:
             elif "say" in message:
                 reporter.say(message["say"])
             elif "error" in message:
-                kind = getattr(errors, message["error"], UnfreezeError)
-                raise UnfreezeError(message["text"]) if kind is errors.PhotoError else kind(message["text"])
+                raise _error(message)
+        for file in self._told:  # one of the others may know better why
+            file.seek(0)
+            for message in map(_message, file):
+                if "error" in message:
+                    raise _error(message)
         raise errors.EngineError(
             f"{place.name}: its training process ended ({self._reason()}); run the same command to go on."
         )
 
     def _reason(self) -> str:
         """Why the process ended: the signal, or the last line of what it said."""
-        code = self.process.wait()
-        if code < 0:
+        self.process.wait()
+        killed = [process for process in self.crew if (process.poll() or 0) < 0]
+        if killed:
+            code = killed[0].returncode
             by = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
             return f"killed by {by}" + (", most often for want of memory" if by == "SIGKILL" else "")
-        self._said.seek(0)
-        tail = self._said.read().strip().splitlines()
-        return tail[-1] if tail else f"exit code {code}"
+        self._said[0].seek(0)
+        tail = self._said[0].read().strip().splitlines()
+        return tail[-1] if tail else f"exit code {self.process.returncode}"
+
+
+def _error(message: dict[str, Any]) -> UnfreezeError:
+    kind = getattr(errors, message["error"], UnfreezeError)
+    return UnfreezeError(message["text"]) if kind is errors.PhotoError else kind(message["text"])
 
 
 def _message(line: str) -> dict[str, Any]:
@@ -244,7 +300,18 @@ def _finished(job: Job, place: Path, kept: Path) -> bool:
     return identity == job.identity() and found.shape == (len(job.out), job.classes)
 
 
-def _gpu() -> bool:
+def gpus() -> int:
+    """How many GPUs this process may use."""
     from unfreeze.model.engines import _has_gpu
 
-    return _has_gpu()
+    if not _has_gpu():
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _device(number: int) -> str:
+    """What CUDA_VISIBLE_DEVICES calls the GPU of that number, which may be one of a few that a queue has given."""
+    given = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
+    return given[number % len(given)] if given else str(number % gpus())

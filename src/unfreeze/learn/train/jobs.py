@@ -29,6 +29,7 @@ from unfreeze.learn.train.loop import fit
 from unfreeze.learn.train.losses import make_loss
 from unfreeze.learn.train.plan import Plan, make_plan
 from unfreeze.learn.train.schedule import Budget
+from unfreeze.learn.train.together import Crew
 from unfreeze.learn.train.tuning import Setting, auxiliary_weight, photos_of, predicted, views_seen
 from unfreeze.model.freezing import Rates
 
@@ -68,7 +69,7 @@ class Job:
         start = None if self.start is None else [fingerprint(a.tolist()) for a in self.start]
         rows = [self.train, self.valid, self.out, self.labels, self.keys, self.added.photo, self.added.view]
         marks = [fingerprint(r.tolist()) for r in rows]
-        recipe = self.recipe.model_dump(mode="json", exclude={"source", "folds"})
+        recipe = self.recipe.model_dump(mode="json", exclude={"source", "folds", "tune"})
         return fingerprint([recipe, self.settings.model_dump(), self.classes, self.fold, marks, start])
 
     def write(self, folder: Path) -> None:
@@ -113,11 +114,20 @@ class Job:
             ) from None
 
 
-def do(job: Job, folder: Path, kept: Path, tell: Callable[[dict[str, Any]], None], reporter: Reporter) -> None:
+def do(
+    job: Job,
+    folder: Path,
+    kept: Path,
+    tell: Callable[[dict[str, Any]], None],
+    reporter: Reporter,
+    crew: Crew | None = None,
+) -> None:
     """Trains the fold and leaves probabilities.npy (len(out), C) float64 in `folder`, and the network as `kept`.
 
-    tell: called with each row of the log. Interrupted, it goes on from its last checkpoint.
+    tell: called with each row of the log. Interrupted, it goes on from its last checkpoint. crew: processes that do the
+    job together, each calling this; the one that leads writes and tells.
     """
+    crew = crew or Crew()
     setting = Setting.of(job.recipe, job.settings)
     seed = job.recipe.seed * 1000 + job.fold
     torch.manual_seed(seed)
@@ -172,13 +182,17 @@ def do(job: Job, folder: Path, kept: Path, tell: Callable[[dict[str, Any]], None
         seed=seed,
         identity=job.identity(),
         reporter=reporter,
+        crew=crew,
     )
     for row in rows:
-        tell(row)
+        if crew.leads:
+            tell(row)
     device = next(model.parameters()).device
     _go_back(model.cpu(), begun, s.keep)
     model.to(device)
-    probabilities = predicted(model, batches(job.out), views_seen(job.recipe), s.batch, plan)
+    probabilities = predicted(model, batches(job.out), views_seen(job.recipe), s.batch, plan, crew=crew)
+    if not crew.leads:
+        return
     state = {name: tensor.cpu().contiguous() for name, tensor in model.trained_state().items()}
     content = to_bytes(state, {"identity": job.identity()})
     write_whole(folder / "probabilities.npy", lambda p: np.save(p, probabilities))

@@ -36,6 +36,7 @@ from unfreeze.learn.train.memory import (
 )
 from unfreeze.learn.train.plan import Plan
 from unfreeze.learn.train.schedule import Budget, Clock, rate_at, size_at
+from unfreeze.learn.train.together import Crew
 
 if TYPE_CHECKING:
     from unfreeze.learn.train.batches import Batch, Batches
@@ -61,6 +62,7 @@ def fit(
     seed: int = 0,
     identity: str = "",
     reporter: Reporter | None = None,
+    crew: Crew | None = None,
 ) -> Iterator[Row]:
     """Trains `model` in place and yields a row an epoch; when it ends, the model holds the best weights.
 
@@ -70,7 +72,8 @@ def fit(
     trained, as {"params", "scale": rate in multiples of settings.rate, "weight_decay"}; None: every parameter, rate 1.
     prepare: called with model and epoch (from 0) before each one, sets modes and freezes; None: `model.train()`.
     auxiliary: weight of each auxiliary head's loss. size: side of the photos where progressive resizing may ask for
-    smaller ones, 0 where they have none. identity: names the data and the model, for checkpoints.
+    smaller ones, 0 where they have none. identity: names the data and the model, for checkpoints. crew: the processes
+    that train this network together, all of which call this alike; the one that leads writes the checkpoints.
 
     A row: epoch (from 1), train_loss, rate (of scale 1 in the last step), seconds, photos_per_second, photos
     (trained on in this epoch), size (0: full), micro_batch, out_of_memory (times in this epoch), trained (number of
@@ -81,7 +84,7 @@ def fit(
     memory is done again from the same state. Raises RecipeError where the loss is no number, EngineError where a
     single photo does not fit.
     """
-    reporter = reporter or Reporter()
+    reporter, crew = reporter or Reporter(), crew or Crew()
     keep_big_blocks()
     fabric = plan.fabric()
     model = plan.arranged(model.to(fabric.device))
@@ -91,11 +94,14 @@ def fit(
     average = WeightAverage(model, settings.ema) if settings.ema else None
     of_class = make_loss(loss, class_counts, settings.label_smoothing, auxiliary)
     micro, looking = (MicroBatch(min(plan.micro_batch, settings.batch), reporter=reporter) for _ in range(2))
-    run = _Run(fabric, model, runner, optimiser, of_class, micro, looking, plan, settings, average, len(class_counts))
+    run = _Run(
+        fabric, model, runner, optimiser, of_class, micro, looking, plan, settings, average, len(class_counts), crew
+    )
 
     counts = [float(count) for count in class_counts]
     identity = fingerprint([identity, settings.model_dump(), loss, counts, plan.identity, seed, size, train.count])
     found = checkpoints.load(folder, identity, reporter)
+    crew.wait()  # before the one that leads writes the next one
     done, best_weights, best_digest = Checkpoint(identity, 0, 0.0, micro.size, []), None, ""
     if found:
         done, state = found
@@ -123,18 +129,19 @@ def fit(
         photos, total = 0, 0.0
         # A sampler may draw more or fewer photos than there are.
         an_epoch = done.rows[-1]["photos"] if done.rows else train.count
-        with _seeded(seed, epoch, fabric.device):
+        with _seeded(seed, epoch, fabric.device, crew.rank):
             for batch in train.epoch(epoch, settings.batch, at):
                 step_started, count = time.perf_counter(), count_of(batch.inputs)
                 # By the middle of the step, so that neither the first nor the last one has a rate of 0.
                 progress = clock.progress(epoch + min(1.0, (photos + count / 2) / an_epoch))
-                rate = run.set_rate(progress)
+                rate = run.set_rate(crew.agreed(progress) if budget else progress)
                 total += count * run.step(batch, f"Epoch {epoch + 1}")
                 photos += count
                 clock.took(step=time.perf_counter() - step_started)
-                if clock.over():
+                if crew.agreed(clock.over()) if budget else clock.over():
                     break
         seconds, ended = time.perf_counter() - started, time.perf_counter()
+        crew.average_buffers(model)
 
         row: Row = {
             "epoch": epoch + 1,
@@ -156,13 +163,14 @@ def fit(
             if valid is not None:
                 row["valid_loss"], row["valid_macro_f1"] = run.evaluate(valid, f"Validation of epoch {epoch + 1}")
                 row["best"] = not done.best or _merit(row) > _merit(done.rows[done.best - 1])
-            last = epoch + 1 == settings.epochs or clock.over()
+            last = epoch + 1 == settings.epochs or bool(crew.agreed(clock.over()) if budget else clock.over())
             waited = settings.patience and valid is not None and not row["best"]
             last = last or bool(waited and epoch + 1 - done.best >= settings.patience)
             keep = row["best"] and (valid is not None or last)
             if keep:
                 best_weights = checkpoints.weights_of(model)
-                best_digest = checkpoints.save_best(folder, epoch + 1, best_weights)
+                if crew.leads:
+                    best_digest = checkpoints.save_best(folder, epoch + 1, best_weights)
         row["out_of_memory"] = len(micro.halved) + len(looking.halved) - halved
         done = Checkpoint(
             identity,
@@ -174,7 +182,8 @@ def fit(
             last,
         )
         # Not each one where epochs are short, so that writing takes a tenth of the time; a kill costs what is not kept.
-        if last or keep or not save_cost or time.perf_counter() - written_at > 10 * save_cost:
+        due = last or keep or not save_cost or time.perf_counter() - written_at > 10 * save_cost
+        if due and crew.leads:
             save_started = time.perf_counter()
             checkpoints.save(folder, done, run.state(), best_digest)
             written_at = time.perf_counter()
@@ -217,6 +226,7 @@ class _Run:
     settings: Train
     average: WeightAverage | None
     classes: int
+    crew: Crew
 
     def __post_init__(self) -> None:
         self.stepper: Any = self.fabric.setup_optimizers(self.optimiser)
@@ -237,7 +247,10 @@ class _Run:
             before.restore()
 
         self.micro.least = 2 if trains_batchnorm(self.model) else 1
-        value = retried(lambda: self._backward(batch), undo, count_of(batch.inputs), self.micro, where)
+        part = self.crew.share(count_of(batch.inputs))
+        value = retried(lambda: self._backward(batch, part), undo, part.stop - part.start, self.micro, where)
+        value = self.crew.total(value)
+        self.crew.sum_gradients(self.model.parameters())
         # Also without clipping, for the norm tells whether the gradient is a number.
         norm = self.fabric.clip_gradients(
             self.runner, self.stepper, max_norm=self.settings.clip or math.inf, error_if_nonfinite=False
@@ -252,10 +265,12 @@ class _Run:
             self.average.update()
         return value
 
-    def _backward(self, batch: Batch) -> float:
-        """Gradients of the effective batch, piece by piece, each by its share of the photos; the mean loss."""
+    def _backward(self, batch: Batch, part: slice) -> float:
+        """Gradients of a part of the effective batch, piece by piece, each by its share of the photos; and the loss,
+        that of the whole batch where the part is all of it."""
         count, total = count_of(batch.inputs), 0.0
-        for piece in self.micro.pieces(count):
+        for piece in self.micro.pieces(part.stop - part.start) if part.stop > part.start else []:
+            piece = slice(part.start + piece.start, part.start + piece.stop)
             inputs = self.plan.placed(rows(batch.inputs, piece), self.fabric.device)
             targets = batch.targets[piece].to(self.fabric.device)
             value = self.loss(self.runner(inputs), targets) * ((piece.stop - piece.start) / count)
@@ -275,7 +290,8 @@ class _Run:
 
     def evaluate(self, valid: Batches, where: str) -> tuple[float, float]:
         """Log loss and macro F1 of the photos as they are."""
-        logits, targets = predict(self.model, self.runner, valid, self.settings.batch, self.plan, self.looking, where)
+        looking, batch = self.looking, self.settings.batch
+        logits, targets = predict(self.model, self.runner, valid, batch, self.plan, looking, where, self.crew)
         truth = (targets if targets.ndim == 1 else targets.argmax(1)).numpy()
         value = float(cross_entropy(logits, soft_targets(targets, self.classes), torch.ones(self.classes)))
         self.check(value, where)
@@ -311,11 +327,14 @@ def predict(
     plan: Plan,
     micro: MicroBatch,
     what: str = "Prediction",
+    crew: Crew | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits float32 (n, C) and targets of every photo in order, on the CPU; the model is in eval mode after it.
 
     runner: the model, or the model as Fabric runs it. Running out of memory makes pieces smaller, as in training.
+    crew: processes that each look at their part of every batch; all get all rows.
     """
+    crew = crew or Crew()
     model.eval()
     device = next(model.parameters()).device
 
@@ -325,7 +344,10 @@ def predict(
     logits, targets = [], []
     with torch.inference_mode():
         for part in photos.plain(batch):
-            logits.append(in_pieces(look, part.inputs, micro, what))
+            count = count_of(part.inputs)
+            these = crew if count >= crew.size else Crew()  # with fewer photos than processes all look at all
+            own = in_pieces(look, rows(part.inputs, these.share(count)), micro, what)
+            logits.append(these.gathered(own, count))
             targets.append(part.targets.cpu())
     return torch.cat(logits), torch.cat(targets)
 
@@ -336,12 +358,14 @@ def _merit(row: Row) -> tuple[float, float]:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
+def _seeded(seed: int, epoch: int, device: torch.device, rank: int = 0) -> Iterator[None]:
     """Random numbers of an epoch (dropout, stochastic depth); outside of it they go on as if nothing had been drawn.
 
-    From (seed, epoch) alone, so that a checkpoint need not hold random states to go on with the same ones.
+    From (seed, epoch) alone, so that a checkpoint need not hold random states to go on with the same ones; each process
+    of a crew draws its own, for its photos are others.
     """
-    word = int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    entropy = (seed, epoch, rank) if rank else (seed, epoch)
+    word = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
     with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
         torch.manual_seed(word)
         yield

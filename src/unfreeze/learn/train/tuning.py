@@ -27,6 +27,7 @@ from unfreeze.learn.train.loop import predict
 from unfreeze.learn.train.memory import MicroBatch
 from unfreeze.learn.train.plan import Plan, make_fabric
 from unfreeze.learn.train.schedule import size_at
+from unfreeze.learn.train.together import Crew
 from unfreeze.model.architectures import build
 from unfreeze.model.backbones import Backbone, find_backbone
 from unfreeze.model.cards import Preprocessing
@@ -359,7 +360,13 @@ class _Mirrored:
 
 
 def predicted(
-    model: Tuned, photos: Batches, views: tuple[str, ...], batch: int, plan: Plan, reporter: Reporter | None = None
+    model: Tuned,
+    photos: Batches,
+    views: tuple[str, ...],
+    batch: int,
+    plan: Plan,
+    reporter: Reporter | None = None,
+    crew: Crew | None = None,
 ) -> NDArray[np.float64]:
     """Probabilities float64 (n, C), the mean over the views; in float32, so that they are the same on any day."""
     plan = replace(plan, precision="f32", compile=False)
@@ -368,7 +375,7 @@ def predicted(
     parts = []
     for view in views:
         seen = photos if view == "plain" else _Mirrored(photos)
-        logits, _ = predict(model, model, seen, batch, plan, micro)
+        logits, _ = predict(model, model, seen, batch, plan, micro, crew=crew)
         parts.append(softmax(logits.float().numpy()))
     model.to(memory_format=torch.contiguous_format)
     return np.mean(parts, axis=0)

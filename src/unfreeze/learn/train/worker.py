@@ -1,4 +1,7 @@
-"""A process that trains folds: `python -m unfreeze.learn.train.worker THREADS WORKERS`, answering in lines of JSON."""
+"""A process that trains folds, answering in lines of JSON: `python -m unfreeze.learn.train.worker THREADS WORKERS`.
+
+With RANK SIZE PORT behind, it is one of several that train each fold together.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ def _tell(message: dict[str, Any]) -> None:
     print(json.dumps(message), flush=True)
 
 
-def main(threads: int, workers: int) -> int:
+def main(threads: int, workers: int, rank: int = 0, size: int = 1, port: int = 0) -> int:
     """Does the jobs that are told on standard input, a line each, until it closes; 2 after an error.
 
     A line: the job's folder, a tab, and the file that the network goes to.
@@ -54,22 +57,25 @@ def main(threads: int, workers: int) -> int:
 
     from unfreeze.learn.train.jobs import Job, do
     from unfreeze.learn.train.memory import share_memory
+    from unfreeze.learn.train.together import joined
 
     torch.set_num_threads(threads)
     share_memory(workers)
-    while (folder := jobs.get()) is not None:
-        try:
-            place, _, kept = folder.partition("\t")
-            do(Job.read(Path(place)), Path(place), Path(kept), lambda row: _tell({"row": row}), _Piped())
-        except UnfreezeError as error:
-            _tell({"error": type(error).__name__, "text": str(error)})
-            return 2
-        busy.clear()
-        _tell({"done": folder})
+    try:
+        with joined(rank, size, port) as crew:
+            while (folder := jobs.get()) is not None:
+                place, _, kept = folder.partition("\t")
+                job = Job.read(Path(place))
+                do(job, Path(place), Path(kept), lambda row: _tell({"row": row}), _Piped(), crew)
+                busy.clear()
+                _tell({"done": folder})
+    except UnfreezeError as error:
+        _tell({"error": type(error).__name__, "text": str(error)})
+        return 2
     return 0
 
 
 if __name__ == "__main__":
-    code = main(int(sys.argv[1]), int(sys.argv[2]))
+    code = main(*map(int, sys.argv[1:]))
     sys.stdout.flush()
     os._exit(code)  # the reading thread never ends by itself

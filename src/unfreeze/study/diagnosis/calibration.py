@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-
 import numpy as np
 
 from unfreeze.judge.calibration import expected_calibration_error
@@ -12,7 +10,7 @@ from unfreeze.judge.resampling import group_weights, interval
 from unfreeze.judge.temperature import fit_scaling, nested_scaling
 from unfreeze.judge.thresholds import RULES, nested_calls
 from unfreeze.study.diagnosis.case import Case
-from unfreeze.study.diagnosis.cause import Cause, Severity, severity_of, told, zero
+from unfreeze.study.diagnosis.cause import Cause, Severity, plain, severity_of, told, zero
 
 MEANT, CALLED = "calibration: probabilities", "calibration: which class is called"
 
@@ -58,7 +56,7 @@ def _meant(case: Case) -> Cause:
     how = "too sure of itself" if over else "too timid"
     text = (
         f"A probability is off by {told(ece)} on the average; with one temperature ({temperature:.2f}), fitted inside "
-        f"the folds, by {after:.3f}. The class that is called stays the same."
+        f"the folds, by {plain(after)}. The class that is called stays the same."
     )
     if severity == "none":
         return Cause(MEANT, "none", text, zero(), details=details)
@@ -88,7 +86,6 @@ def _called(case: Case) -> Cause:
     if cost["low"] <= 0:
         text = f"{what[0].upper()}{what[1:]}, fitted inside the folds, would not surely raise macro F1"
         return Cause(CALLED, severity, f"{text}: {told(cost, True)}.", cost, details=details)
-    source = shlex.quote(case.run.recipe.source.path or "SOURCE")
     up = case.run.classes[int(offsets.argmax())]
     return Cause(
         CALLED,
@@ -98,6 +95,6 @@ def _called(case: Case) -> Cause:
         cost,
         "Weigh small classes more in training (balance.loss), or add the offsets of diagnosis.json to the "
         "log-probabilities.",
-        f"unfreeze compare-balance {source}",
+        f"unfreeze compare-balance {case.source}",
         details=details,
     )

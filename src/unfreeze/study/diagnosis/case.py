@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import shlex
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,8 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from unfreeze.core.errors import RunError, SourceError
+from unfreeze.core.errors import RunError, SourceError, listed
 from unfreeze.core.progress import Reporter
+from unfreeze.core.recipe import Source
 from unfreeze.core.runs import Run
 from unfreeze.core.tables import Photos, probability_columns
 from unfreeze.data.listing import list_images
@@ -122,14 +126,37 @@ class Case:
         return float(macro_f1(confusion_matrix(self.labels[rows], self.proba[rows].argmax(1), self.classes)))
 
     @property
+    def source(self) -> str:
+        """SOURCE and the options that read it as this run did, to be put into a command."""
+        given = self.run.recipe.source
+        named = [("--label", name) for name in given.label]
+        named += [("--group", given.group), ("--group-regex", given.group_regex), ("--path", given.path_column)]
+        named += [("--root", given.root), ("--split", given.split), ("--reader", given.reader)]
+        words = [given.path or "SOURCE", *(word for pair in named if pair[1] for word in pair)]
+        return shlex.join(words)
+
+    @property
+    def again(self) -> str:
+        """The start of a command that fits SOURCE by the run's own recipe."""
+        path, recipe = self.run.recipe.source.path or "SOURCE", self.run.path / "recipe.toml"
+        return f"unfreeze fit {shlex.quote(path)} --recipe {shlex.quote(str(recipe))}"
+
+    def beside(self, mark: str) -> str:
+        """`--run DIR` for a run beside this one."""
+        return f"--run {shlex.quote(f'{self.run.path}-{mark}')}"
+
+    @property
     def grouped(self) -> bool:
         """Whether the table names groups of several photos."""
         given = self.photos.table["group"].to_numpy()[self.inside]
         return len(set(given.tolist())) < len(given)
 
 
-def open_case(run: Run, test: str | Path | None, scratch: Path, reporter: Reporter) -> Case:
-    """Reads the run's tables. RunError where they are not whole; SourceError for test photos that cannot be read."""
+def open_case(run: Run, test: str | Path | None, asked: Source, scratch: Path, reporter: Reporter) -> Case:
+    """Reads the run's tables. RunError where they are not whole; SourceError for test photos that cannot be read.
+
+    asked: path column and root of a table `test`, as far as they are named.
+    """
     table = run.photos()
     names = tuple(str(a) for a in run.info["attributes"]) or ("label",)
     photos = Photos(table, Path(run.info["root"]), run.classes, tuple(run.info["answers"]), names, "", "")
@@ -141,7 +168,7 @@ def open_case(run: Run, test: str | Path | None, scratch: Path, reporter: Report
     case = Case(run, photos, labels, units, folds, proba, scratch, reporter)
     if len(case.inside) < 2:
         raise RunError(f"{run.path}: has no out-of-fold predictions to diagnose; fit the run again with --force.")
-    case.test = _given(case, Path(test)) if test is not None else _own(case)
+    case.test = _given(case, Path(test), asked) if test is not None else _own(case)
     return case
 
 
@@ -155,13 +182,13 @@ def _own(case: Case) -> TestSet | None:
     return _readable(case, part, case.labels[rows], "the run's own test split")
 
 
-def _given(case: Case, path: Path) -> TestSet:
+def _given(case: Case, path: Path, asked: Source) -> TestSet:
     """Photos that --test names, with their labels if it gives any that the run knows."""
-    labelled = _labelled(case, path)
+    labelled = _labelled(case, path, asked)
     if labelled is not None:
         photos, labels = labelled
     else:
-        root, names = list_images(path)
+        root, names = _listed(case, path, asked)
         table = pd.DataFrame({"path": names, "label": case.run.classes[0], "group": names, "split": "test"})
         table = table.drop_duplicates("path").reset_index(drop=True)
         photos = Photos(table, root, case.run.classes, tuple(case.run.info["answers"]), (), "list", "")
@@ -171,21 +198,43 @@ def _given(case: Case, path: Path) -> TestSet:
     return _readable(case, part, labels[rows], str(path))
 
 
-def _labelled(case: Case, path: Path) -> tuple[Photos, Rows] | None:
+def _roots(case: Case, path: Path, asked: Source) -> tuple[str, ...]:
+    """Where a table's paths may start: where it is said; else at the table, or where the run's own paths start."""
+    return (asked.root,) if asked.root or path.is_dir() else ("", str(case.run.info["root"]))
+
+
+def _listed(case: Case, path: Path, asked: Source) -> tuple[Path, list[str]]:
+    """Photos without labels, by the first root under which they are found; the first root's error where none is."""
+    first, *others = _roots(case, path, asked)
+    try:
+        return list_images(path, Source(path_column=asked.path_column, root=first))
+    except SourceError:
+        for root in others:
+            with contextlib.suppress(SourceError):
+                return list_images(path, Source(path_column=asked.path_column, root=root))
+        raise
+
+
+def _labelled(case: Case, path: Path, asked: Source) -> tuple[Photos, Rows] | None:
     """The photos of a labelled source whose labels are all classes (or answers) of the run, else None."""
-    source = case.run.recipe.source
-    for group in dict.fromkeys(((source.group, source.group_regex), ("", source.group_regex), ("", ""))):
-        changes = {"path": str(path), "split": "none", "root": "", "verdicts": "", "reader": ""}
-        options = source.model_copy(update={**changes, "group": group[0], "group_regex": group[1]})
+    source, strange = case.run.recipe.source, set[str]()
+    groups = dict.fromkeys(((source.group, source.group_regex), ("", source.group_regex), ("", "")))
+    columns = dict.fromkeys((asked.path_column,) if asked.path_column else (source.path_column, ""))
+    for root, column, (group, regex) in itertools.product(_roots(case, path, asked), columns, groups):
+        changes = {"path": str(path), "split": "none", "root": root, "verdicts": "", "reader": ""}
+        options = source.model_copy(update={**changes, "path_column": column, "group": group, "group_regex": regex})
         try:
             found = read(path, options)
         except SourceError:
             continue
-        number = {name: i for i, name in enumerate(case.run.classes)}
-        if not set(found.table["label"]) <= set(number):
-            number = {str(answer): i for i, answer in enumerate(case.run.info["answers"])}
-        if set(found.table["label"]) <= set(number):
-            return found, np.array([number[label] for label in found.table["label"]], np.int64)
+        for names in (case.run.classes, tuple(map(str, case.run.info["answers"]))):
+            number = {name: i for i, name in enumerate(names)}
+            if set(found.table["label"]) <= set(number):
+                return found, np.array([number[label] for label in found.table["label"]], np.int64)
+        strange |= set(found.table["label"]) - set(case.run.classes)
+    if strange:
+        unknown = listed([f"'{name}'" for name in sorted(strange)])
+        case.notes.append(f"Labels of {path} are not used, for the run has no class {unknown}.")
     return None
 
 

@@ -70,9 +70,15 @@ def in_order(causes: list[Cause]) -> list[Cause]:
 
 
 def told(figure: Figure, sign: bool = False) -> str:
-    """`.770 (.741 to .796)`, or with its sign."""
-    form = "+.3f" if sign else ".3f"
-    return f"{figure['value']:{form}} ({figure['low']:{form}} to {figure['high']:{form}})"
+    """`.770 (.741 to .796)`; with its sign `+0.023 (-0.004 to +0.050)`."""
+    value, low, high = (f"{figure[end]:+.3f}" if sign else plain(figure[end]) for end in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+def plain(value: float) -> str:
+    """A score: `.770`."""
+    text = f"{value:.3f}"
+    return text.removeprefix("0") if 0 <= value < 1 else text
 
 
 def zero() -> Figure:

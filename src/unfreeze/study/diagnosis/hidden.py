@@ -22,16 +22,23 @@ ALIKE = 0.75
 _PAIRS, _SURE = 30, 2.0
 _DRAWN = 2000
 _NUMBER = re.compile(r"[\s_.()-]*\d+[\s_.()-]*$")
+_PATTERNS = {
+    "folders": r"(?P<group>.+)/[^/]+$",
+    "file names without their last number": r"(?P<group>[^/]*?)[\s_.()-]*\d+[\s_.()-]*\.[^./]+$",
+    "file names up to the first _ or -": r"(?P<group>[^/_-]+)[_-][^/]*$",
+}
 _FIRST = re.compile(r"^([^_-]+)[_-].")
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """Groups guessed. how: what they were guessed from. units: int64 (n,), the run's own groups joined by them.
+    """Groups guessed. how: what they were guessed from. pattern: the same as a regular expression of the path with
+    (?P<group>...), '' where none says it of all paths. units: int64 (n,), the run's own groups joined by them.
     alike: chance that two photos of a group are more alike than two of one class that are not.
     """
 
     how: str
+    pattern: str
     units: Rows
     alike: float
     groups: int
@@ -72,8 +79,15 @@ def hidden_groups(paths: Sequence[str], labels: Rows, units: Rows, features: F32
             continue
         alike, error = _auc(judged, far)
         if alike >= ALIKE and alike - _SURE * error > 0.5:
-            found.append(Hidden(how, joined, alike, int((sizes > 1).sum())))
+            found.append(Hidden(how, _pattern(how, paths), joined, alike, int((sizes > 1).sum())))
     return sorted(found, key=lambda h: -h.alike)
+
+
+def _pattern(how: str, paths: Sequence[str]) -> str:
+    """The regular expression that makes these groups, '' where it finds none in some path."""
+    pattern = _PATTERNS.get(how, "")
+    found = (re.search(pattern, path) for path in paths)
+    return pattern if pattern and all(match and match["group"] for match in found) else ""
 
 
 def _guesses(paths: Sequence[str], labels: Rows) -> dict[str, Rows]:

@@ -13,7 +13,7 @@ from unfreeze.judge.metrics import confusion_matrix, macro_f1
 from unfreeze.judge.paired import paired_difference
 from unfreeze.judge.resampling import group_weights, interval, weighted_confusion
 from unfreeze.study.diagnosis.case import Case
-from unfreeze.study.diagnosis.cause import Cause, Severity, graver, not_measured, severity_of, told, zero
+from unfreeze.study.diagnosis.cause import Cause, Severity, graver, not_measured, plain, severity_of, told, zero
 from unfreeze.study.diagnosis.hidden import hidden_groups
 from unfreeze.study.diagnosis.refit import Refit
 
@@ -42,9 +42,7 @@ def _across(case: Case, refit: Refit | str, given: Rows, rows: Rows) -> list[Cau
     """Groups, and copies beyond them, that lie in two folds; each judged by folds that keep them whole."""
     torn = _torn(given[rows], case.folds[rows])
     copied = _torn(case.units[rows], case.folds[rows]) & ~torn
-    again = f"unfreeze fit {shlex.quote(case.run.recipe.source.path or 'SOURCE')}"
-    recipe = shlex.quote(str(case.run.path / "recipe.toml"))
-    fit = f"{again} --recipe {recipe} --run {shlex.quote(str(case.run.path) + '-safe')}"
+    fit = f"{case.again} {case.beside('safe')}"
     if not torn.any():
         found = [_whole(case, refit, rows)]
         safe = [refit.proba] if isinstance(refit, Refit) else None
@@ -141,8 +139,11 @@ def _hidden(case: Case, refit: Refit | str) -> Cause:
         f"(more alike than others of the class in {first.alike:.0%} of pairs); with them whole macro F1 is "
         f"{told(cost, True)} lower{refit.said}.",
         cost,
-        "If they are one person, plant or thing each, name the groups and fit again.",
-        f"unfreeze fit {shlex.quote(case.run.recipe.source.path or 'SOURCE')} --group-regex '(?P<group>PATTERN)'",
+        "If they are one person, plant or thing each, name the groups (--group-regex, or a column) and fit again.",
+        # A column of groups and a pattern cannot both be given: then the column must hold the wider groups.
+        f"{case.again} --group-regex {shlex.quote(first.pattern)} {case.beside('groups')}"
+        if first.pattern and not case.run.recipe.source.group
+        else "",
         details={"how": first.how, "groups": first.groups, "alike": first.alike},
     )
 
@@ -167,7 +168,7 @@ def _in_test(case: Case) -> Cause:
         return Cause(TESTED, "none", f"None of {len(seen):,} test photos is a copy of a training photo.", zero())
     share = float(seen.mean())
     cost = None
-    flattered = f"the test score can be flattered by up to {share * (1 - case.score):.3f}"
+    flattered = f"the test score can be flattered by up to {plain(share * (1 - case.score))}"
     if case.test.labelled and not isinstance(case.answers, str) and len(np.unique(case.test.labels[~seen])) > 1:
         called = case.answers.mean.argmax(1)
         cost = _copies_cost(case.test.labels, called, seen, case.test.groups, case.classes)

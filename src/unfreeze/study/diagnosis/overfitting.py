@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Any
 
 import numpy as np
@@ -117,11 +116,7 @@ def _penalty(case: Case, refit: Refit | str) -> tuple[Figure | None, str, str, s
     found = refit.under(case.units, refit.work.folds, strengths=wider)
     cost = paired_difference(case.labels[rows], refit.proba[rows], found[rows], case.units[rows], resamples=500)
     strengths = "[" + ",".join(f"{s:g}" for s in STRENGTHS) + "]"
-    source = shlex.quote(case.run.recipe.source.path or "SOURCE")
-    command = (
-        f"unfreeze fit {source} --recipe {shlex.quote(str(case.run.path / 'recipe.toml'))} "
-        f"--set probe.strengths={strengths} --run {shlex.quote(str(case.run.path) + '-wider')}"
-    )
+    command = f"{case.again} --set probe.strengths={strengths} {case.beside('wider')}"
     remedy = "Let the penalty be chosen from a wider range (probe.strengths)."
     return cost, remedy, command, f"a penalty chosen from a wider range{refit.said}"
 
@@ -134,8 +129,7 @@ def _weaker(case: Case, refit: Refit) -> bool:
 
 def _probe(case: Case, refit: Refit | str) -> tuple[Figure | None, str, str, str]:
     """Of a network: the probe that it began from, or one on the same photos."""
-    source = shlex.quote(case.run.recipe.source.path or "SOURCE")
-    command = f"unfreeze fit {source} --strategy probe"
+    command = f"unfreeze fit {case.source} --strategy probe"
     remedy = "Train less of it, for fewer epochs or more gently, or keep the backbone frozen."
     gain = case.run.scores().get("gain")
     if gain:

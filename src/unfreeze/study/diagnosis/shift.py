@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,17 @@ from unfreeze.judge.priors import Expected, expected_score
 from unfreeze.judge.resampling import group_weights, interval, weighted_confusion
 from unfreeze.study.against import PLAIN, SLIGHT, Against, against
 from unfreeze.study.diagnosis.case import Case, TestSet
-from unfreeze.study.diagnosis.cause import WARNING, Cause, Figure, Severity, graver, not_measured, severity_of, told
+from unfreeze.study.diagnosis.cause import (
+    WARNING,
+    Cause,
+    Figure,
+    Severity,
+    graver,
+    not_measured,
+    plain,
+    severity_of,
+    told,
+)
 
 Rows = NDArray[np.int64]
 F64 = NDArray[np.float64]
@@ -65,7 +76,11 @@ def foresee(case: Case) -> Foreseen:
     real = None
     if case.test.labelled:
         real = out_of_fold_scores(
-            case.test.labels[good], answers.mean[good], case.test.groups[good], case.run.classes, resamples=500
+            case.test.labels[good],
+            answers.mean[good],
+            case.test.groups[good],
+            case.run.classes,
+            seed=case.run.recipe.seed,
         )
     return Foreseen(expected, real)
 
@@ -82,35 +97,44 @@ def shift(case: Case, foreseen: Foreseen) -> list[Cause]:
 
 
 def _shares(case: Case, foreseen: Foreseen) -> Cause:
-    expected = foreseen.expected
-    if isinstance(expected, str):
-        return not_measured(SHARES, expected)
+    """Shares by EM, and by the labels where they are known: then these give the cost."""
+    expected, test = foreseen.expected, case.test
+    if isinstance(expected, str) or test is None:
+        return not_measured(SHARES, str(expected))
     told_classes = np.flatnonzero(expected.told)
-    sure = bool(len(told_classes)) and expected.distance >= _DISTANCE
-    details = {
+    details: dict[str, Any] = {
         "shares": expected.shares,
         "training": expected.training.tolist(),
         "told": expected.told.tolist(),
         "distance": expected.distance,
     }
-    if not sure:
+    true, cost, distance = None, expected.by_shares, expected.distance
+    if test.labelled:
+        true = np.bincount(test.labels, minlength=case.classes) / len(test.labels)
+        distance = float(np.abs(true - expected.training).sum() / 2)
+        details |= {"real_shares": true.tolist(), "real_distance": distance}
+    if not len(told_classes) or expected.distance < _DISTANCE:
         return Cause(
             SHARES,
             "none",
             f"The estimated class shares of the test photos do not surely differ from those of training (total "
-            f"variation {expected.distance:.2f}).",
+            f"variation {expected.distance:.2f}{'' if true is None else f'; by their labels {distance:.2f}'}).",
             None,
             details=details,
         )
     most = int(max(told_classes, key=lambda c: abs(expected.shares[c]["value"] - expected.training[c])))
     share = expected.shares[most]
+    by_labels = ""
+    if true is not None:
+        cost = _cost_of_shares(case, test)
+        by_labels = f", by their labels {true[most]:.0%},"
     return Cause(
         SHARES,
-        graver(severity_of(expected.by_shares), "info"),
-        f"The class shares of the test photos differ: '{case.run.classes[most]}' is {share['value']:.0%} "
-        f"({share['low']:.0%} to {share['high']:.0%}) of them and {expected.training[most]:.0%} of training; "
-        f"under these shares macro F1 is {told(expected.by_shares, True)} lower.",
-        expected.by_shares,
+        graver(severity_of(cost), "info"),
+        f"The class shares of the test photos differ: '{case.run.classes[most]}' is estimated as {share['value']:.0%} "
+        f"({share['low']:.0%} to {share['high']:.0%}) of them{by_labels} and is {expected.training[most]:.0%} of "
+        f"training; under {'these' if true is None else 'their real'} shares macro F1 is {told(cost, True)} lower.",
+        cost,
         "Judge with the shares that you will meet; if the test shares are real, weigh the probabilities by them "
         "(unfreeze.judge.priors.adjusted).",
         details={**details, "class": most},
@@ -141,6 +165,8 @@ def _look(case: Case, test: TestSet, foreseen: Foreseen) -> Cause:
     if foreseen.real:
         cost = details["real"] = _real_cost(case, test)
         tail = f"{tail}; by their labels, class shares made alike, it scores {told(cost, True)} less"
+        if cost["high"] < WARNING:  # they look different, and it surely matters little
+            plain = "info"
     if weighed:
         tail += f" (training photos weighed to look like them: {told(weighed['cost'], True)} less)"
     return Cause(
@@ -154,24 +180,46 @@ def _look(case: Case, test: TestSet, foreseen: Foreseen) -> Cause:
     )
 
 
+def _cost_of_shares(case: Case, test: TestSet) -> Figure:
+    """Macro F1 out of fold, less the same brought to the true class shares of the test photos."""
+    rows, classes = case.inside, case.classes
+    labels, called = case.labels[rows], case.proba[rows].argmax(1)
+
+    def lost(w: F64, v: F64) -> float:
+        judged = weighted_confusion(labels, called, classes, w)
+        real = np.bincount(test.labels, weights=v, minlength=classes).astype(np.float64)
+        return float(macro_f1(judged) - macro_f1(_brought(judged, real)))
+
+    return _over_both(case, test.groups, lost)
+
+
 def _real_cost(case: Case, test: TestSet) -> Figure:
     """Macro F1 out of fold, brought to the true class shares of the test photos, less what these photos get."""
     assert not isinstance(case.answers, str)
     good = np.flatnonzero(np.isfinite(case.answers.mean).all(1))
     rows, classes = case.inside, case.classes
     labels, called = case.labels[rows], case.proba[rows].argmax(1)
-    true, said, groups = test.labels[good], case.answers.mean[good].argmax(1), test.groups[good]
+    true, said = test.labels[good], case.answers.mean[good].argmax(1)
 
     def lost(w: F64, v: F64) -> float:
         real = weighted_confusion(true, said, classes, v)
         judged = weighted_confusion(labels, called, classes, w)
-        share = judged.sum(1, keepdims=True)
-        brought = judged * np.divide(real.sum(1, keepdims=True), share, out=np.zeros_like(share), where=share > 0)
-        return float(macro_f1(brought) - macro_f1(real))
+        return float(macro_f1(_brought(judged, real.sum(1))) - macro_f1(real))
 
-    seed = case.run.recipe.seed
+    return _over_both(case, test.groups[good], lost)
+
+
+def _brought(judged: F64, wanted: F64) -> F64:
+    """Confusion counts (C, C) whose true classes are as frequent as in `wanted` (C,)."""
+    share = judged.sum(1)
+    return np.asarray(judged * np.divide(wanted, share, out=np.zeros_like(share), where=share > 0)[:, None])
+
+
+def _over_both(case: Case, groups: NDArray[np.str_], lost: Callable[[F64, F64], float]) -> Figure:
+    """`lost` of weights of the training and the test photos, with its interval over groups of both."""
+    rows, seed = case.inside, case.run.recipe.seed
     pairs = zip(group_weights(case.units[rows], 300, seed), group_weights(groups, 300, seed + 1), strict=True)
-    return interval(lost(np.ones(len(rows)), np.ones(len(good))), np.array([lost(w, v) for w, v in pairs]))
+    return interval(lost(np.ones(len(rows)), np.ones(len(groups))), np.array([lost(w, v) for w, v in pairs]))
 
 
 _REMEDY = (
@@ -181,9 +229,10 @@ _REMEDY = (
 
 
 def _command(case: Case, test: TestSet) -> str:
-    source = shlex.quote(case.run.recipe.source.path or "SOURCE")
-    there = test.name if not test.name.startswith("the run's") else "TEST"
-    return f"unfreeze check {source} --against {shlex.quote(there)} --report shift.html"
+    there = Path(test.name)
+    if not there.is_dir() and test.photos.root != there.parent.resolve():
+        return ""  # the run's own test split, or a table that says where its photos are by an option
+    return f"unfreeze check {case.source} --against {shlex.quote(test.name)} --report shift.html"
 
 
 def _alike(case: Case, foreseen: Foreseen) -> Any:
@@ -292,7 +341,7 @@ def _left(expected: Expected, real: dict[str, Any]) -> Cause:
     down = np.hypot(one["value"] - one["low"], other["high"] - other["value"])
     up = np.hypot(one["high"] - one["value"], other["value"] - other["low"])
     gap: Figure = {"value": value, "low": float(value - down), "high": float(value + up)}
-    beside = f"expected {told(expected.macro_f1)}, real {told(real['macro_f1'])}, out of fold {expected.judged:.3f}"
+    beside = f"expected {told(expected.macro_f1)}, real {told(real['macro_f1'])}, out of fold {plain(expected.judged)}"
     severity = severity_of(gap, "warning")
     if gap["low"] <= 0:
         near = "lies under what was expected, which may be chance" if value >= WARNING else "is what was expected"

@@ -6,7 +6,7 @@
   const drop = $("drop"), canvas = $("canvas"), file = $("file"), SHOWN = 12;
   let picture = null, map = null, turn = 0, asking = null;
 
-  const percent = (p) => (p >= 0.995 && p < 1 ? "> 99 %" : p > 0 && p < 0.005 ? "< 1 %" : `${Math.round(100 * p)} %`);
+  const percent = (p) => (p >= 0.995 && p < 1 ? "> 99 %" : p > 0 && p < 0.005 ? "< 1 %" : `${Math.round(100 * p)}\u00a0%`);
 
   function fail(text) {
     $("problem").textContent = text;
@@ -37,7 +37,7 @@
     fail("");
     [picture, map] = [null, null];
     $("caption").textContent = photo.name || "pasted photo";
-    $("show-map").hidden = $("map-told").hidden = true;
+    $("show-map").hidden = $("map-told").hidden = $("ask-map").hidden = true;
     if (photo.size > settings.body) return clear(`${photo.name}: larger than the server takes.`);
     drop.classList.add("waiting");
     $("answer").textContent = "Looking…";
@@ -50,22 +50,37 @@
       if (found.error) return clear(`${found.name}: ${found.error}`);
       tell(found);
       draw();
-      if (!settings.maps || !picture) return;
-      const why = await post("/explain", photo, asking.signal).catch((error) => {
-        if (error.name !== "AbortError" && mine === turn) fail(`No map: ${error.message}`);
-        return null;
-      });
-      if (mine !== turn || !why) return;
-      map = why;
-      $("show-map").hidden = $("map-told").hidden = false;
-      const extra = why.maps.length > 1 ? ` The strongest of ${why.maps.length} networks: ${strongest().title}.` : "";
-      $("map-told").textContent = `Blue speaks for “${why.label}”, orange for “${why.runner_up}”.${extra}`;
-      draw();
+      drop.classList.remove("waiting");
+      if (!picture) return;
+      if (settings.maps) await explain(photo, mine);
+      else {
+        $("ask-map").hidden = false;
+        $("ask-map").onclick = () => { $("ask-map").hidden = true; explain(photo, mine); };
+      }
     } catch (error) {
       if (error.name !== "AbortError" && mine === turn) clear(error.message);
     } finally {
       if (mine === turn) drop.classList.remove("waiting");
     }
+  }
+
+  async function explain(photo, mine) {
+    const told = $("map-told");
+    told.textContent = "Drawing the map…";
+    told.hidden = false;
+    const why = await post("/explain", photo, asking.signal).catch((error) => {
+      if (error.name !== "AbortError" && mine === turn) fail(`No map: ${error.message}`);
+      return null;
+    });
+    if (mine !== turn) return;
+    told.hidden = !why;
+    if (!why) return;
+    map = why;
+    $("show-map").hidden = false;
+    const one = strongest(), extra = why.maps.length > 1 ? ` One of ${why.maps.length} maps: ${one.title}.` : "";
+    const colours = one.method === "rollout" ? "" : `Blue speaks for “${why.label}”, orange for “${why.runner_up}”. `;
+    told.textContent = `${colours}${one.meaning}${extra}`;
+    draw();
   }
 
   function clear(text) {
@@ -84,7 +99,8 @@
     $("answer").textContent = `${found.label}, ${percent(sure.probability)}`;
     const word = sure.word[0].toUpperCase() + sure.word.slice(1);
     const [low, high] = [sure.low, sure.high].map((v) => Math.round(100 * v));
-    $("meaning").textContent = `${word}: ${sure.meaning} (95 %: ${low}–${high} %), out of fold.`;
+    const said = `${word}: ${sure.meaning} (95 %: ${low}–${high} %), out of fold.`;
+    $("meaning").textContent = said.replaceAll(" %", "\u00a0%");
     $("said").textContent = `${found.label}, ${percent(sure.probability)}. ${word}.`;
     const rows = Object.entries(found.probabilities).sort((a, b) => b[1] - a[1]);
     bars(rows, SHOWN);
@@ -110,8 +126,8 @@
   }
 
   function strongest() {
-    const weight = (m) => Math.max(...m.cells.flat().map(Math.abs));
-    return map.maps.reduce((a, b) => (weight(b) > weight(a) ? b : a));
+    const weight = (m) => Math.max(...m.cells.flat().map(Math.abs)), first = map.maps[0].method;
+    return map.maps.filter((m) => m.method === first).reduce((a, b) => (weight(b) > weight(a) ? b : a));
   }
 
   function draw() {
@@ -132,32 +148,52 @@
   function overlay(pen, one) {
     const [left, top, right, bottom] = one.square, { width, height } = canvas;
     const x = left * width, y = top * height, w = (right - left) * width, h = (bottom - top) * height;
-    const most = Math.max(1e-9, ...one.cells.flat().map(Math.abs)), grid = one.cells.length;
+    const all = one.cells.flat(), least = one.method === "rollout" ? Math.min(...all) : 0;
+    const most = Math.max(1e-9, ...all.map((v) => Math.abs(v - least)));
+    const rows = one.cells.length, columns = one.cells[0].length, exact = one.method === "cells";
     pen.fillStyle = "rgba(20, 20, 20, .45)"; // what was not looked at
     pen.beginPath();
     pen.rect(0, 0, width, height);
     pen.rect(x, y, w, h);
     pen.fill("evenodd");
-    const size = Math.max(11, Math.min(w / grid / 4, 18 * (width / (canvas.clientWidth || width))));
+    const size = Math.max(11, Math.min(w / columns / 4, 18 * (width / (canvas.clientWidth || width))));
     pen.font = `600 ${size}px system-ui, sans-serif`;
     pen.textAlign = "center";
     pen.textBaseline = "middle";
     pen.lineJoin = "round";
+    if (!exact) return soft(pen, one, least, most, [x, y, w, h]);
     one.cells.forEach((row, i) => row.forEach((value, j) => {
-      const [cx, cy] = [x + (j * w) / grid, y + (i * h) / grid], share = Math.abs(value) / most;
+      const [cx, cy] = [x + (j * w) / columns, y + (i * h) / rows], share = Math.abs(value) / most;
       pen.fillStyle = `rgba(${value > 0 ? "0, 114, 178" : "213, 94, 0"}, ${0.6 * share})`;
-      pen.fillRect(cx, cy, w / grid, h / grid);
+      pen.fillRect(cx, cy, w / columns, h / rows);
       pen.strokeStyle = "rgba(255, 255, 255, .4)";
       pen.lineWidth = 1;
-      pen.strokeRect(cx, cy, w / grid, h / grid);
-      if (share < 0.05) return;
+      pen.strokeRect(cx, cy, w / columns, h / rows);
+      if (share < 0.05 || w / columns < 32) return;
       const text = (value > 0 ? "+" : "−") + Math.abs(value).toFixed(1);
       pen.strokeStyle = "#1a1c1e";
       pen.lineWidth = size / 4;
-      pen.strokeText(text, cx + w / grid / 2, cy + h / grid / 2);
+      pen.strokeText(text, cx + w / columns / 2, cy + h / rows / 2);
       pen.fillStyle = "#ffffff";
-      pen.fillText(text, cx + w / grid / 2, cy + h / grid / 2);
+      pen.fillText(text, cx + w / columns / 2, cy + h / rows / 2);
     }));
+  }
+
+  // Maps that know no edges: one pixel a cell, grown by the browser.
+  function soft(pen, one, least, most, [x, y, w, h]) {
+    const small = new OffscreenCanvas(one.cells[0].length, one.cells.length), brush = small.getContext("2d");
+    one.cells.forEach((row, i) => row.forEach((value, j) => {
+      const share = (value - least) / most;
+      brush.fillStyle = `rgba(${share > 0 ? "0, 114, 178" : "213, 94, 0"}, ${0.7 * Math.abs(share)})`;
+      brush.fillRect(j, i, 1, 1);
+    }));
+    pen.save();
+    pen.beginPath();
+    pen.rect(x, y, w, h);
+    pen.clip();
+    pen.imageSmoothingQuality = "high";
+    pen.drawImage(small, x, y, w, h);
+    pen.restore();
   }
 
   file.addEventListener("change", () => { take(file.files[0]); });
