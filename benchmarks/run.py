@@ -16,6 +16,7 @@ import advice
 import balance
 import checking
 import curve
+import diagnose
 import feature_pass
 import labels
 import late
@@ -47,6 +48,7 @@ BENCHMARKS: dict[str, tuple[Callable[[Path | None, Path, int], Rows], tuple[str,
     "balance": (balance.rows, balance.HEADLINE),
     "labels": (labels.rows, labels.HEADLINE),
     "curve": (curve.rows, curve.HEADLINE),
+    "diagnose": (diagnose.rows, diagnose.HEADLINE),
     "rows": (many_rows.rows, many_rows.HEADLINE),
     "similarity": (similarity.rows, similarity.HEADLINE),
     "serving": (serving.rows, serving.HEADLINE),

@@ -33,7 +33,9 @@ def tinted(folder: Path, groups: int = 12, each: int = 2, classes: tuple[str, ..
                 gray = draw.integers(80, 170, (16, 16, 1))
                 tint = np.array([60, -60 * 0.299 / 0.587, 0]) * (1 if label == 0 else -1)
                 pixels = Image.fromarray(np.round(gray + tint).astype(np.uint8))
-                pixels.resize((64, 64), Image.Resampling.NEAREST).save(folder / name / f"g{label}{group:02d}_{photo}.png")
+                pixels.resize((64, 64), Image.Resampling.NEAREST).save(
+                    folder / name / f"g{label}{group:02d}_{photo}.png"
+                )
     return folder
 
 

@@ -77,6 +77,11 @@ def test_it_refuses_before_any_work_in_one_line(cli: Cli, photos: Path, options:
     assert "Looking at photos" not in answer.err and not Path("runs").exists()
 
 
+def test_one_run_alone_is_told_from_photos(cli: Cli, fitted: Path) -> None:
+    answer = cli("compare", fitted)
+    assert answer.code == 2 and "one run is nothing to compare; name two or more" in answer.complaint
+
+
 def test_runs_and_options_of_a_fit_do_not_go_together(cli: Cli, photos: Path, fitted: Path) -> None:
     for more in (["--strategy", "late"], ["--set", "seed=1"], ["--force"]):
         answer = cli("compare", fitted, fitted, *more)

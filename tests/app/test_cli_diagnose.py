@@ -11,6 +11,7 @@ import pytest
 
 from commandline import Answer
 from photosets import class_folders
+from unfreeze.deliver.exported import check_exported
 
 pytest.importorskip("openvino")
 
@@ -62,19 +63,25 @@ def test_an_exported_file_that_sees_alike_and_one_that_swaps_colours(
     prepared.input().preprocess().reverse_channels()
     prepared.input().model().set_layout(ov.Layout("NHWC"))
     ov.save_model(prepared.build(), tmp_path / "bgr.xml", compress_to_fp16=False)
-    rows = {}
-    for name in ("run.xml", "bgr.xml"):
-        answer = cli("diagnose", run, "--exported", tmp_path / name, "--json")
-        assert answer.code == 0, answer.err
-        causes = json.loads(answer.out)["causes"]
-        rows[name] = next(c for c in causes if c["name"] == "preprocessing: the exported file")
-        assert name == "run.xml" or causes[0] == rows[name]
-    assert rows["run.xml"]["severity"] == "none" and rows["run.xml"]["measured"]
-    assert rows["bgr.xml"]["severity"] == "error"
-    assert "It agrees if red and blue are swapped (BGR for RGB)" in rows["bgr.xml"]["evidence"]
+    assert cli("export", run, "--to", "torchscript", "--out", tmp_path / "one.pt", "--fold", "1").code == 0
+    answer = cli("diagnose", run, "--exported", tmp_path / "bgr.xml", "--json")
+    assert answer.code == 0, answer.err
+    swapped = json.loads(answer.out)["causes"][0]
+    assert swapped["name"] == "preprocessing: the exported file" and swapped["severity"] == "error"
+    assert "It agrees if red and blue are swapped (BGR for RGB)" in swapped["evidence"]
+    assert str(tmp_path / "bgr.xml") in swapped["command"]
+    same = check_exported(run, file)
+    assert same.severity == "none" and same.measured and "the run's probabilities" in same.evidence
+    # What one fold says is not what all say together: its file is held against it alone, as the JSON beside says.
+    alone = check_exported(run, tmp_path / "one.pt")
+    assert alone.severity == "none" and "those of fold 1 alone" in alone.evidence
+    (tmp_path / "one.pt.json").unlink()
+    assert check_exported(run, tmp_path / "one.pt").severity != "none"
 
 
 def test_what_is_not_there_is_one_line(cli: Callable[..., Answer], run: Path, tmp_path: Path) -> None:
     assert "no such run folder" in cli("diagnose", tmp_path / "absent").complaint
     assert "no such file or folder" in cli("diagnose", run, "--test", tmp_path / "absent").complaint
-    assert "no such file, or none of .xml, .onnx, .pt" in cli("diagnose", run, "--exported", tmp_path / "x.xml").complaint
+    assert (
+        "no such file, or none of .xml, .onnx, .pt" in cli("diagnose", run, "--exported", tmp_path / "x.xml").complaint
+    )

@@ -48,6 +48,7 @@ def test_explain_writes_a_page_or_prints_the_numbers(cli: Cli, fitted: Path, pho
     answer = cli("explain", fitted, photo)
     assert answer.code == 0, answer.err
     assert Path("explain.html").is_file() and "Page: explain.html" in answer.out
+    assert "It is what the linear heads read there, not what caused the class" in answer.out
     Path("explain.html").unlink()
     found = cli("explain", fitted, photo, "--json")
     (explained,) = json.loads(found.out)["photos"]
@@ -59,7 +60,12 @@ def test_explain_writes_a_page_or_prints_the_numbers(cli: Cli, fitted: Path, pho
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["nowhere.jpg"], "no such file or folder"), (["nowhere.jpg", "--out", "why.pdf"], "name a file why.html")],
+    [
+        (["nowhere.jpg"], "no such file or folder"),
+        (["nowhere.jpg", "--out", "why.pdf"], "name a file why.html"),
+        (["nowhere.jpg", "--method", "cell"], "--method cell: known are auto, cells, grad-cam, rollout, occlusion."),
+        (["nowhere.jpg", "--method", "rollout"], "(probe); it has cells or occlusion."),
+    ],
 )
 def test_explain_refuses_in_one_line(cli: Cli, fitted: Path, arguments: list[str], said: str) -> None:
     answer = cli("explain", fitted, *arguments)

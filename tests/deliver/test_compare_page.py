@@ -104,3 +104,7 @@ def test_the_plot_reaches_as_far_as_the_intervals_and_tells_what_is_sure() -> No
     assert "sure: −3.0 points (−5.0 to −1.0)" in plot and "not: 0.0 points (−2.0 to +2.0)" in plot
     alone = str(difference_rows("d", "base", [("same", {"value": 0.0, "low": 0.0, "high": 0.0})]))
     assert "same: 0.0 points (0.0 to 0.0)" in alone
+    # Long names differ only at their ends: they have a line of their own, and are whole.
+    names = ["color=gray sampling=none", "color=gray sampling=over"]
+    long = str(difference_rows("d", "base", [(name, rows[0][1]) for name in names]))
+    assert all(f">{name}</text>" in long for name in names)

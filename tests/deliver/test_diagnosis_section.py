@@ -63,6 +63,15 @@ def test_nothing_found_is_said_and_what_was_not_measured_too() -> None:
     assert section["plot"] == ""
 
 
+def test_figures_in_sentences_are_set_as_elsewhere_on_the_page() -> None:
+    told = cause("leakage: a") | {
+        "evidence": "Lower by -0.011 (-0.020 to +0.002), of 0.5 and .770 (.741 to .796); a-1."
+    }
+    section = diagnosis(kept(told))
+    assert section is not None
+    assert section["others"][0]["evidence"] == "Lower by −.011 (−.020 to +.002), of 0.5 and .770 (.741 to .796); a-1."
+
+
 def test_no_file_no_section() -> None:
     assert diagnosis(None) is None and diagnosis(kept()) is None
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from finetuning import fit_here
 from photosets import draw
 from unfreeze.core.errors import SourceError
 from unfreeze.core.runs import Run
 from unfreeze.deliver import explain as module
 from unfreeze.deliver.explain import explain
+from unfreeze.deliver.explain_near import BY_TRAINED
+from unfreeze.deliver.map_words import WORDS
+from unfreeze.learn.blend import Blend
 from unfreeze.learn.classifier import Classifier
 from unfreeze.learn.maps_heads import SeenPhotos
+from unfreeze.learn.maps_networks import asked
 
 EVIL = "<img src=x onerror=alert(1)>.jpg"
 
@@ -92,6 +100,122 @@ def test_without_the_training_features_the_rest_is_there(
         dict(zip(probe_run.classes, np.mean([h.bias for h in Classifier.load(probe_run).heads], 0), strict=True)),
         abs=1e-6,
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny networks: threads would wait for each other longer than they work."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def trained(probe_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """Of the same photos as `probe_run`: trained late, from scratch and without colours, and a vision transformer."""
+    home = tmp_path_factory.mktemp("trained")
+    vit = {"backbone": "timm/test_vit", "train__micro_batch": 8}
+    made = {
+        "late": ("late", {}),
+        "full": ("full", {"image__color": "gray"}),
+        "scratch": ("scratch", {}),
+        "vit": ("full", vit),
+    }
+    return {
+        name: fit_here(probe_photos, home / name, strategy, **{"train__epochs": 1, **changes})
+        for name, (strategy, changes) in made.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "used"),
+    [
+        ("late", "auto", "grad-cam"),
+        ("full", "auto", "grad-cam"),
+        ("scratch", "auto", "grad-cam"),
+        ("vit", "auto", "rollout"),
+        ("vit", "grad-cam", "grad-cam"),
+        ("late", "occlusion", "occlusion"),
+    ],
+)
+def test_trained_runs_have_their_own_maps(
+    name: str, method: str, used: str, trained: dict[str, Run], new_photos: list[Path], tmp_path: Path
+) -> None:
+    run = trained[name]
+    found = explain(run, new_photos, tmp_path / "why.html", method=method)
+    table = Classifier.load(run).predict(new_photos)
+    assert found.methods == (used,) and found.photos[2].error and found.gray is (name == "full")
+    for photo, row in zip(found.photos[:2], table.to_dict("records")[:2], strict=True):
+        (heat,) = photo.heat
+        assert photo.label == row["label"] and run.classes[heat.label] == photo.label and not photo.maps
+        assert run.classes[heat.runner_up] == photo.runner_up and heat.method == used
+        assert len(photo.neighbours) == 6 and not photo.trained_on
+    assert found.alike == BY_TRAINED
+    page = (tmp_path / "why.html").read_text()
+    assert page.count('<svg class="overlay"') == 2 and "&lt;img src=x" in page and "<img src=x" not in page
+    assert WORDS[used].paper in page and WORDS[used].name in page
+    assert ('class="small keys"' in page) is (used != "rollout"), "attention is of no class"
+    assert "What each block adds" not in page and not re.search(r"""(?:src|href)=["'](?!data:|#)""", page)
+    told = json.loads(json.dumps(found.described(), allow_nan=False))
+    assert told["photos"][0]["heat"][0]["label"] == found.photos[0].label and told["methods"] == [used]
+
+
+def test_a_blend_is_covered_and_shows_the_photos_of_its_heavier_run(
+    probe_run: Run, trained: dict[str, Run], new_photos: list[Path], tmp_path: Path
+) -> None:
+    made = Blend.load([probe_run, trained["late"]])
+    blend = Blend(made.classifiers, np.array([0.3, 0.7]), made.out_of_fold)
+    found = explain(blend, new_photos[0], tmp_path / "why.html")
+    (photo,) = found.photos
+    assert found.methods == ("occlusion",) and found.lead.path == trained["late"].path and found.alike == BY_TRAINED
+    assert photo.heat[0].source == "all that answers (6 of the folds' models together)" and len(photo.neighbours) == 6
+    assert photo.label == blend.predict([new_photos[0]])["label"][0]
+    assert photo.heat[0].margin == pytest.approx(
+        photo.probabilities[photo.label] - photo.probabilities[photo.runner_up],  # type: ignore[index]
+        abs=1e-3,
+    )
+    page = (tmp_path / "why.html").read_text()
+    assert "by 2 runs that answer together" in page and "the run of the greatest weight" in page
+    only = Blend(made.classifiers, np.array([0.0, 1.0]), made.out_of_fold)
+    assert asked(only) == made.classifiers[1:], "a run without weight answers nothing"
+
+
+def test_by_its_name_a_blend_is_loaded(probe_run: Run, trained: dict[str, Run], new_photos: list[Path]) -> None:
+    found = explain(f"{probe_run.path}+{trained['late'].path}", new_photos[0])
+    assert found.methods == ("occlusion",) and 1 <= len(found.runs) <= 2
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "said"),
+    [
+        ("probe", "grad-cam", r"--method grad-cam: not for \S+ \(probe\); it has cells or occlusion"),
+        ("late", "cells", r"\(late\); it has grad-cam or occlusion"),
+        ("late", "rollout", r"\(late\); it has grad-cam or occlusion"),
+        ("probe", "gradcam", r"known are auto, .* Did you mean 'grad-cam'\?"),
+        ("blend", "cells", r"\(a blend\); it has occlusion"),
+    ],
+)
+def test_a_method_that_a_run_has_not_is_refused_before_any_work(
+    name: str, method: str, said: str, probe_run: Run, trained: dict[str, Run], new_photos: list[Path], tmp_path: Path
+) -> None:
+    made = Blend.load([probe_run, trained["late"]])
+    blend = Blend(made.classifiers, np.array([0.5, 0.5]), made.out_of_fold)
+    run = {"probe": probe_run, "blend": blend, **trained}[name]
+    with pytest.raises(SourceError, match=said):
+        explain(run, new_photos, tmp_path / "why.html", method=method)
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_photos_that_are_gone_are_said(trained: dict[str, Run], new_photos: list[Path]) -> None:
+    run = trained["scratch"]
+    moved = replace(run, info={**run.info, "root": "/nowhere"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unfreeze.learn.maps_training.cache_root", lambda: new_photos[0].parent / "cache")
+        found = explain(moved, new_photos[0])
+    assert found.photos[0].neighbours == () and "cannot be read anew (gone" in found.note and found.photos[0].heat
 
 
 def test_bad_input_is_one_sentence(

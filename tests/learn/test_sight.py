@@ -254,3 +254,8 @@ def test_training_strategies_see_faces_too(source, tmp_path, strategy):
     assert classifier.sees_faces
     answer = classifier.predict(source / "worn")
     assert (answer["error"] == "").all() and answer[["p_bare", "p_worn"]].notna().all().all()
+    (why,) = uf.explain(classifier, source / "bare" / "p03_0.jpg").photos
+    square = squares_for([source / "bare" / "p03_0.jpg"]).cut[0]
+    assert why.heat[0].method == "grad-cam" and why.heat[0].box == pytest.approx(square.tolist())
+    # From scratch there is no network that both the photo and the training photos went through unseen.
+    assert len(why.neighbours) == (0 if strategy == "scratch" else 6)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 import unfreeze as uf
@@ -130,3 +133,10 @@ def test_changes_are_what_differs_from_the_recipe_given():
 def test_a_rounded_value_stays_within_its_range():
     one = parse_dimension("train.valid=0.12345..0.49999")
     assert one.value_of(0.12345) == 0.12345 and one.value_of(0.49999) == 0.49999 and one.value_of(0.234567) == 0.235
+
+
+def test_the_usual_spaces_are_those_of_the_docs():
+    page = (Path(__file__).parents[2] / "docs" / "tune.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (`[^|]+`) \|$", page, flags=re.M))
+    told = {strategy: tuple(re.findall(r"`([^`]+)`", cell)) for strategy, cell in rows.items()}
+    assert {strategy: told[strategy] for strategy in SPACES} == SPACES

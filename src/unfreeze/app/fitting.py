@@ -12,8 +12,6 @@ import typer
 
 from unfreeze.app.console import emit_json, number, reporter, say, scored, show, then
 from unfreeze.app.judged import verdicts_said
-from unfreeze.core.cluster import check_engine
-from unfreeze.core.cluster import engine as working_on
 from unfreeze.core.errors import RecipeError, nearest
 from unfreeze.core.qualities import QUALITIES
 from unfreeze.core.recipe import Recipe, parse_assignments, read_recipe
@@ -159,6 +157,9 @@ def fit(
     if verdicts:
         options["source.verdicts"] = str(verdicts.expanduser().absolute())
     chosen = make_recipe(recipe, quality, set_, options)
+    from unfreeze.core.cluster import check_engine
+    from unfreeze.core.cluster import engine as working_on
+
     check_engine(engine)
     from unfreeze.data.readers import read
     from unfreeze.deliver.report import write_report

@@ -115,7 +115,8 @@ def _helps(run: str, tta: str | None, vote: bool, json: bool) -> None:
     if found.weights:
         say("Weights: " + ", ".join(f"{name} {weight:.2f}" for name, weight in found.weights.items()) + ".")
     say(found.sentence)
-    then(f"unfreeze predict {shlex.quote(run)} NEW_PHOTOS" + (f" --tta {shlex.quote(tta)}" if tta else ""))
+    options = (f" --tta {shlex.quote(tta)}" if tta else "") + (" --group COL" if vote else "")
+    then(f"unfreeze predict {shlex.quote(run)} NEW_PHOTOS{options}")
 
 
 def _groups(run: Path, json: bool) -> None:

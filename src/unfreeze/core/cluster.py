@@ -118,7 +118,8 @@ def engine(name: str = _LOCAL) -> Iterator[None]:
     own = not ray.is_initialized()
     if own:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        started: dict[str, Any] = {} if address or os.environ.get("RAY_ADDRESS") else {"num_cpus": cores(), "include_dashboard": False}
+        joins = address or os.environ.get("RAY_ADDRESS")
+        started: dict[str, Any] = {} if joins else {"num_cpus": cores(), "include_dashboard": False}
         try:
             ray.init(
                 address,

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from unfreeze.study.tune import Tuning
 
 _MOST = 200  # rows of the table of trials
-_LEFT, _WIDE, _HIGH, _TOP = 44, 420, 170, 12
+# Of the history: where the first and the last recipe stand, in % of its width; its height and what is above, in pixels.
+_FIRST, _LAST, _HIGH, _TOP = 12.0, 98.0, 176, 12
 
 
 def write_tuning(found: Tuning, command: str = "", path: str | Path | None = None) -> Path:
@@ -52,8 +53,8 @@ def render(found: Tuning, command: str = "") -> str:
                 "scores",
                 [
                     ScoreRow("The recipe given", _interval(found.base), quiet=True),
-                    ScoreRow("Searched, judged on photos without part in it", _interval(found.nested)),
-                    ScoreRow("Best recipe over the folds that it was chosen by", _interval(found.shown), quiet=True),
+                    ScoreRow("What searching gives", _interval(found.nested)),
+                    ScoreRow("The best recipe's run", _interval(found.shown), quiet=True),
                 ],
             ),
             history=history(rows),
@@ -61,6 +62,7 @@ def render(found: Tuning, command: str = "") -> str:
                 "importance",
                 "Share of the score's variance that each key explains",
                 [(key, share, f"{100 * share:.0f} %") for key, share in found.importance.items()],
+                left=48,
             )
             if found.importance
             else "",
@@ -83,42 +85,40 @@ def history(rows: Sequence[Row]) -> Markup:
     low, high = max(0.0, math.floor(20 * low - 0.2) / 20), min(1.0, math.ceil(20 * high + 0.2) / 20)
     bottom = _TOP + _HIGH
 
-    def x(place: int) -> float:
-        return _LEFT + _WIDE * place / max(len(rows) - 1, 1)
+    def x(place: int) -> str:
+        return f"{_FIRST + (_LAST - _FIRST) * place / max(rows[-1].number, 1):.2f}%"
 
-    def y(value: float) -> float:
-        return bottom - _HIGH * (value - low) / (high - low)
+    def y(value: float) -> str:
+        return f"{bottom - _HIGH * (value - low) / (high - low):.1f}"
 
     body = []
     for value in (low, (low + high) / 2, high):
-        body.append(f'<line x1="{_LEFT}" x2="{_LEFT + _WIDE}" y1="{y(value):g}" y2="{y(value):g}" class="rule"/>')
-        body.append(
-            f'<text x="{_LEFT - 8}" y="{y(value) + 4:g}" text-anchor="end" class="muted small">{score(value)}</text>'
-        )
-    best, line = 0.0, []
+        body.append(f'<line x1="{x(0)}" x2="{_LAST}%" y1="{y(value)}" y2="{y(value)}" class="rule"/>')
+        body.append(f'<text x="0" y="{y(value)}" dy="4" class="muted small">{score(value)}</text>')
+    best, since = 0.0, 0  # the best so far, as steps; from the recipe given, which is always whole
     for r in rows:
-        before, best = best, max(best, r.value if r.state == "complete" else 0.0)
-        if before and best > before:
-            line.append(f"{x(r.number):.1f},{y(before):.1f}")
-        if best:
-            line.append(f"{x(r.number):.1f},{y(best):.1f}")
-    body.append(f'<polyline points="{" ".join(line)}" class="curve"/>')
+        if r.state == "complete" and r.value > best:
+            if best:
+                body.append(_step(x(since), y(best), x(r.number), y(best)))
+                body.append(_step(x(r.number), y(best), x(r.number), y(r.value)))
+            best, since = r.value, r.number
+    body.append(_step(x(since), y(best), x(rows[-1].number), y(best)))
     for r in told:
         said = f"recipe {r.number}: {score(r.scores[-1])}" + (", given up early" if r.state == "pruned" else "")
         tone = "dot accent" if r.state == "complete" else "dot hollow"
-        body.append(
-            f'<circle cx="{x(r.number):.1f}" cy="{y(r.scores[-1]):.1f}" r="4" class="{tone}">'
-            f"<title>{escape(said)}</title></circle>"
-        )
-    ends = (("start", 0), ("end", len(rows) - 1))
-    body += [
-        f'<text x="{x(at):.1f}" y="{bottom + 20}" text-anchor="{anchor}" class="muted small">'
-        f"{'the recipe given' if at == 0 else f'recipe {at}'}</text>"
-        for anchor, at in ends
-    ]
-    box = f"0 0 {_LEFT + _WIDE + 12} {bottom + 28}"
+        place = f'cx="{x(r.number)}" cy="{y(r.scores[-1])}" r="4"'
+        body.append(f'<circle {place} class="{tone}"><title>{escape(said)}</title></circle>')
+    body.append(f'<text x="{_FIRST}%" y="{bottom + 24}" class="muted small">the recipe given</text>')
+    body.append(
+        f'<text x="{_LAST}%" y="{bottom + 24}" text-anchor="end" class="muted small">recipe {rows[-1].number}</text>'
+    )
     said = f"{len(told)} recipes, the first {score(told[0].scores[-1])}, the best {score(best)}"
-    return svg("history", "Macro F1 in the search, by the order in which recipes were tried", said, 0, body, box)
+    title = "Macro F1 in the search, by the order in which recipes were tried"
+    return svg("history", title, said, bottom + 32, body)
+
+
+def _step(x1: str, y1: str, x2: str, y2: str) -> str:
+    return f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" class="curve"/>'
 
 
 def _row(row: Row, best: bool) -> dict[str, Any]:

@@ -95,16 +95,17 @@ class Asked:
         rows = np.flatnonzero(np.isfinite(self.proba[:, 0]))
         table = confusion_matrix(self.work.labels[rows], self.proba[rows].argmax(1), self.work.classes)
         score, step = float(macro_f1(table)), part + 1
-        self.trial.set_user_attr(SECONDS, round(self.seconds, 3))
         if step > self.known:
             self.trial.report(score, step)
-        if step == parts:
+        whole = step == parts
+        if not whole and not (self.trial.number and step >= self.known and self.trial.should_prune()):
+            return True
+        self.trial.set_user_attr(SECONDS, round(self.seconds, 3))
+        if whole:
             self.study.tell(self.trial, score)
-            return False
-        if self.trial.number and step >= self.known and self.trial.should_prune():
+        else:
             self.study.tell(self.trial, state=optuna.trial.TrialState.PRUNED)
-            return False
-        return True
+        return False
 
     def fail(self, why: UnfreezeError) -> None:
         """The recipe cannot be fitted. Raises `why` if it is the one that was given."""

@@ -262,7 +262,7 @@ def post_job(address: str, photos: Path) -> str:
     return opener.open(request).headers["HX-Redirect"].rpartition("/")[2]
 
 
-def test_a_job_tells_how_far_it_is(jobs: Jobs, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_tells_how_far_it_is(library: Library, jobs: Jobs, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
 
     from unfreeze.core.progress import WATCHED, ConsoleReporter
@@ -280,5 +280,9 @@ def test_a_job_tells_how_far_it_is(jobs: Jobs, photos: Path, monkeypatch: pytest
         advance(10)
         later = jobs.progress(job)
         assert later["done"] == 10 and later["left"] > 0.5
+        client = TestClient(studio_app(library, jobs, GUARD), base_url="http://127.0.0.1:8124")
+        client.get(f"/?token={GUARD.token}")
+        page = client.get(f"/jobs/{job.id}/live").text
+        assert "Looking at photos: 10 of 40, about" in page and '<progress max="40" value="10"' in page
     job.state = "finished"
     assert not file.exists()

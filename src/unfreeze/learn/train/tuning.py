@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -136,6 +137,14 @@ def views_seen(recipe: Recipe) -> tuple[str, ...]:
     return tuple(recipe.probe.views)
 
 
+@cache
+def _check_network(backbone: Backbone, size: int, auxiliary: bool, cut: int) -> None:
+    """Takes the network apart, and cuts it before that stage if it is one, once in a process: a search asks often."""
+    anatomy = backbone.anatomy(size, auxiliary)
+    if cut:
+        Rest(backbone.build(0, size), anatomy, cut, size)
+
+
 @dataclass(frozen=True)
 class Setting:
     """A network, what of it trains, and what it is fed.
@@ -185,9 +194,7 @@ class Setting:
 
     def check(self, progressive: bool) -> None:
         """Raises BackboneError or RecipeError where the network cannot be cut, or cannot take smaller photos."""
-        anatomy = self.backbone.anatomy(self.size, self.auxiliary)
-        if self.cut:
-            Rest(self.backbone.build(0, self.size), anatomy, self.first, self.size)
+        _check_network(self.backbone, self.size, self.auxiliary, self.first if self.cut else 0)
         small = size_at(0.0, self.size) if progressive else 0
         if small:
             bare = build(self.backbone.name, size=self.size, meta=True)
