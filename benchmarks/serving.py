@@ -37,13 +37,9 @@ HEADLINE = (
     "photos_s",
     "offline_photos_s",
     "ratio",
-    "p50_ms",
     "p95_ms",
-    "p99_ms",
     "errors",
-    "server_mb_before",
     "server_mb_after",
-    "crowd_answered",
     "crowd_peak_mb",
 )
 _BOUNDARY = "unfreezebenchmark"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import unfreeze as uf
-from unfreeze.core.recipe import QUALITIES
+from unfreeze.core.qualities import QUALITIES
 
 
 def main(source: str = "photos", folder: str = "runs/compared", pattern: str = r"(?P<group>[^/_]+)_[^/]*$") -> None:

@@ -1,7 +1,8 @@
 """Would gray photos do worse? One question, two recipes on the same folds, one sentence.
 
 Adds: uf.vary, which makes a recipe for each value of a key, uf.compare, which holds them against the first, and a page.
-Run:  python examples/07_gray_or_colour.py photos/ runs/gray '(?P<group>[^/_]+)_[^/]*$'
+Run:  python examples/07_gray_or_colour.py demo/photos runs/gray   (`unfreeze demo` draws these people)
+      and on a folder of yours, with what a group is: ... photos/ runs/gray '(?P<group>[^/_]+)_[^/]*$'
 """
 
 import sys
@@ -9,7 +10,7 @@ import sys
 import unfreeze as uf
 
 
-def main(source: str = "photos", folder: str = "runs/gray", pattern: str = r"(?P<group>[^/_]+)_[^/]*$") -> None:
+def main(source: str = "demo/photos", folder: str = "runs/gray", pattern: str = "") -> None:
     base = uf.Recipe(strategy="probe").replace(**{"source.path": source, "source.group_regex": pattern})
     photos = uf.read(source, base.source)
 

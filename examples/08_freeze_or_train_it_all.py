@@ -1,7 +1,8 @@
 """Freeze the backbone, or train it all? Recipes that differ in more than one key, each with a name of its own.
 
 Adds: named recipes instead of a grid; wins fold by fold, and what the better score costs in seconds.
-Run:  python examples/08_freeze_or_train_it_all.py photos/ runs/freeze '(?P<group>[^/_]+)_[^/]*$' 3 224
+Run:  python examples/08_freeze_or_train_it_all.py demo/photos runs/freeze   (`unfreeze demo` draws these people)
+      and on a folder of yours, with what a group is: ... photos/ runs/freeze '(?P<group>[^/_]+)_[^/]*$' 3 224
 """
 
 import sys
@@ -10,9 +11,9 @@ import unfreeze as uf
 
 
 def main(
-    source: str = "photos",
+    source: str = "demo/photos",
     folder: str = "runs/freeze",
-    pattern: str = r"(?P<group>[^/_]+)_[^/]*$",
+    pattern: str = "",
     epochs: str = "3",
     size: str = "224",
 ) -> None:

@@ -1,7 +1,8 @@
 """Which backbone? Those whose weights are on this machine, and an untrained one to see what pretraining is worth.
 
 Adds: more than one other, with intervals that hold for all of them at once; what differs class by class.
-Run:  python examples/09_which_backbone.py photos/ runs/backbones '(?P<group>[^/_]+)_[^/]*$' 224
+Run:  python examples/09_which_backbone.py demo/photos runs/backbones   (`unfreeze demo` draws these people)
+      and on a folder of yours, with what a group is: ... photos/ runs/backbones '(?P<group>[^/_]+)_[^/]*$' 224
 """
 
 import sys
@@ -13,9 +14,9 @@ WANTED = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lit
 
 
 def main(
-    source: str = "photos",
+    source: str = "demo/photos",
     folder: str = "runs/backbones",
-    pattern: str = r"(?P<group>[^/_]+)_[^/]*$",
+    pattern: str = "",
     size: str = "0",
     engine: str = "auto",
 ) -> None:

@@ -1,7 +1,8 @@
 """Does over-sampling help the small classes? A grid of two keys, and the rare class looked at by itself.
 
 Adds: two keys varied at once, and the difference class by class. (uf.compare_balance tries every word of balance.)
-Run:  python examples/10_over_sampling.py photos/ runs/sampling '(?P<group>[^/_]+)_[^/]*$'
+Run:  python examples/10_over_sampling.py demo/photos runs/sampling   (`unfreeze demo` draws these people)
+      and on a folder of yours, with what a group is: ... photos/ runs/sampling '(?P<group>[^/_]+)_[^/]*$'
 """
 
 import sys
@@ -9,7 +10,7 @@ import sys
 import unfreeze as uf
 
 
-def main(source: str = "photos", folder: str = "runs/sampling", pattern: str = r"(?P<group>[^/_]+)_[^/]*$") -> None:
+def main(source: str = "demo/photos", folder: str = "runs/sampling", pattern: str = "") -> None:
     base = uf.Recipe(strategy="probe").replace(
         **{"source.path": source, "source.group_regex": pattern, "balance.loss": "ce"}
     )

@@ -11,15 +11,25 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import unfreeze as uf
 from photosets import class_folders, table
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+GROUPS = r"(?P<group>[^/_]+)_[^/]*$"
 SCRIPTS = sorted(EXAMPLES.glob("[0-9]*.py"))
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return class_folders(tmp_path_factory.mktemp("examples") / "photos", groups=6)
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `unfreeze demo` drew six people."""
+    place = tmp_path_factory.mktemp("drawn")
+    uf.make_people(place / "demo" / "photos", 6, 1, 0)
+    return place
 
 
 def run_example(number: str, *arguments: object, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,8 +93,7 @@ def test_compare_two_recipes(photos: Path, tmp_path: Path, monkeypatch, capsys) 
 
 
 def test_train_the_last_stages(photos: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    pattern = r"(?P<group>[^/_]+)_[^/]*$"
-    run_example("06", photos, tmp_path / "run", pattern, "1", monkeypatch=monkeypatch)
+    run_example("06", photos, tmp_path / "run", GROUPS, "1", monkeypatch=monkeypatch)
     said = capsys.readouterr().out
     assert re.search(r"the probe: macro F1 [01]\.\d{3}", said) and "its last stages trained: " in said
     assert re.search(r"training changed it by [+-]0\.\d{3} \(95 %: [+-]", said)
@@ -92,7 +101,7 @@ def test_train_the_last_stages(photos: Path, tmp_path: Path, monkeypatch, capsys
 
 
 def test_gray_or_colour(photos: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    run_example("07", photos, tmp_path / "runs", monkeypatch=monkeypatch)
+    run_example("07", photos, tmp_path / "runs", GROUPS, monkeypatch=monkeypatch)
     said = capsys.readouterr().out
     assert len(re.findall(r"^(rgb|gray) +macro F1 [01]\.\d{3} \(", said, flags=re.M)) == 2
     assert "gray costs " in said  # colour alone tells these photos' classes
@@ -100,8 +109,7 @@ def test_gray_or_colour(photos: Path, tmp_path: Path, monkeypatch, capsys) -> No
 
 
 def test_freeze_or_train_it_all(photos: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    pattern = r"(?P<group>[^/_]+)_[^/]*$"
-    run_example("08", photos, tmp_path / "runs", pattern, "1", "64", monkeypatch=monkeypatch)
+    run_example("08", photos, tmp_path / "runs", GROUPS, "1", "64", monkeypatch=monkeypatch)
     said = capsys.readouterr().out
     assert re.search(r"^freeze +macro F1 [01]\.\d{3} in \d+ s$", said, flags=re.M)
     assert re.search(r"better in \d of 3 folds, worse in \d$", said, flags=re.M)
@@ -109,11 +117,20 @@ def test_freeze_or_train_it_all(photos: Path, tmp_path: Path, monkeypatch, capsy
 
 
 def test_which_backbone(photos: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    pattern = r"(?P<group>[^/_]+)_[^/]*$"
-    run_example("09", photos, tmp_path / "runs", pattern, "64", "torch", monkeypatch=monkeypatch)
+    run_example("09", photos, tmp_path / "runs", GROUPS, "64", "torch", monkeypatch=monkeypatch)
     said = capsys.readouterr().out
     assert re.search(r"^tf_efficientnet_lite0: macro F1 [01]\.\d{3}$", said, flags=re.M)
     assert "\nresnet18, untrained " in said and re.search(r"differs most in '(red|green|blue)': F1 ", said)
+
+
+@pytest.mark.parametrize("number", ["07", "08", "09", "10"])
+def test_questions_of_the_log_read_the_demo_as_they_stand(people: Path, number: str, monkeypatch) -> None:
+    monkeypatch.chdir(people)
+    (script,) = [s for s in SCRIPTS if s.name.startswith(number)]
+    given = inspect.signature(runpy.run_path(str(script))["main"]).parameters
+    source, pattern = given["source"].default, given["pattern"].default
+    photos = uf.read(source, uf.Recipe().replace(**{"source.path": source, "source.group_regex": pattern}).source)
+    assert photos.table["group"].nunique() == 6 and len(photos.classes) == 18
 
 
 def test_over_sampling(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -121,7 +138,7 @@ def test_over_sampling(tmp_path: Path, monkeypatch, capsys) -> None:
     for photo in (source / "blue").iterdir():
         if int(photo.name[2:4]) >= 5:
             photo.unlink()
-    run_example("10", source, tmp_path / "runs", monkeypatch=monkeypatch)
+    run_example("10", source, tmp_path / "runs", GROUPS, monkeypatch=monkeypatch)
     said = capsys.readouterr().out
     assert len(re.findall(r"^sampling=(none|over) views=plain", said, flags=re.M)) == 4
     assert "rarest is 'blue', 10 photos: F1 " in said and "(95 %: " in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -99,10 +100,9 @@ def test_a_search_of_one_recipe_is_a_page_as_well() -> None:
 def test_the_history_shows_each_trial_that_has_a_score_and_the_best_so_far() -> None:
     drawn = str(history(ROWS))
     assert drawn.count("<circle") == 4 and drawn.count("dot hollow") == 1
-    steps = [
-        tuple(map(float, s)) for s in re.findall(r'x1="([\d.]+)%" y1="([\d.]+)" x2="([\d.]+)%" y2="([\d.]+)"', drawn)
-    ]
-    assert len(steps) == 3 and all(one[2:] == two[:2] for one, two in zip(steps, steps[1:], strict=False))
+    ends = r'x1="([\d.]+)%" y1="([\d.]+)" x2="([\d.]+)%" y2="([\d.]+)" class="curve"'
+    steps = [tuple(map(float, step)) for step in re.findall(ends, drawn)]
+    assert len(steps) == 3 and all(one[2:] == two[:2] for one, two in pairwise(steps))
     assert steps[0][1] > steps[-1][3]  # up is better
 
 

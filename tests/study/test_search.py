@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from PIL import Image
 
 from searching import opened, rows_of, search_recipe, tinted, work_of
 from unfreeze.core.errors import FoldError, RunError, StorageError
+from unfreeze.learn.crossval import look_for_faces
 from unfreeze.learn.fitting import Work
 from unfreeze.study import search as searching
 from unfreeze.study.sides import sides_of
@@ -158,6 +160,19 @@ def test_a_recipe_that_cannot_be_is_told_and_the_search_goes_on(work, tmp_path):
     failed = [r for r in rows if r.state == "failed"]
     assert len(rows) == 6 and 0 < len(failed) < 5
     assert all(r.changes["balance.loss"] == "ce" and "has no class weights" in r.note and not r.scores for r in failed)
+
+
+@pytest.mark.skipif(not find_spec("retinaface"), reason="the extra faces is not installed")
+def test_faces_are_looked_for_where_a_recipe_asks_for_them(work, tmp_path):
+    """None is there, so that the centre is seen: what matters is that either crop can be tried from the other."""
+    for given, space in (("face", "image.crop=1.0,face"), (1.0, "image.crop=face,1.0")):
+        recipe = work.recipe.replace(**{"image.crop": given, "tune.space": [space], "tune.trials": 4})
+        one = replace(work, recipe=recipe)
+        look_for_faces(one)
+        with opened(one, tmp_path / str(given)) as search:
+            search.run(0)
+            everything = search.found()[0]
+        assert len(everything.distinct) == 2 and {r.state for r in everything.rows} == {"complete"}
 
 
 def test_a_small_space_is_counted_once(work, tmp_path):

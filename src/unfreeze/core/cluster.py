@@ -55,8 +55,8 @@ class Cluster:
             num_cpus=cpus, num_gpus=1 if self.gpus else 0, max_retries=_RETRIES, retry_exceptions=False
         )
         waiting = [remote.remote(task) for task in tasks]
+        left = waiting
         try:
-            left = waiting
             while left:
                 ended, left = ray.wait(left, timeout=_EVERY)
                 if look:
@@ -64,21 +64,19 @@ class Cluster:
                 for one in ended:
                     ray.get(one)  # an error ends the others now, not when their turn comes
             return list(ray.get(waiting))
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, UnfreezeError):
-                raise cause from None
-            raise EngineError(
-                f"a task on the cluster failed ({_line(cause)}); run the same command to go on."
-            ) from None
-        except ray.exceptions.RayError as error:
-            raise EngineError(
-                f"the cluster lost a task {_RETRIES + 1} times ({_line(error)}); run the same command to go on."
-            ) from None
-        finally:
-            for one in waiting:
+        except BaseException as error:
+            for one in left:  # never one that has ended: Ray 2.60 aborts this process where the two cross
                 with contextlib.suppress(Exception):
                     ray.cancel(one, force=True)
+            if isinstance(error, ray.exceptions.RayTaskError):
+                if isinstance(error.cause, UnfreezeError):
+                    raise error.cause from None
+                said = f"a task on the cluster failed ({_line(error.cause)})"
+            elif isinstance(error, ray.exceptions.RayError):
+                said = f"the cluster lost a task {_RETRIES + 1} times ({_line(error)})"
+            else:
+                raise
+            raise EngineError(f"{said}; run the same command to go on.") from None
 
 
 _joined: list[Cluster] = []

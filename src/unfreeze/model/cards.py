@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -86,6 +87,7 @@ def card(name: str) -> Card:
     return made
 
 
+@lru_cache(maxsize=64)  # a search asks for the same one some hundred times
 def anatomy_of(name: str, size: int, auxiliary: bool = False) -> Anatomy:
     """Stages, classifier and auxiliary heads of a network by full name, for photos of `size` px."""
     one, other = (build(name, classes, auxiliary=auxiliary, size=size, meta=True) for classes in (11, 7))

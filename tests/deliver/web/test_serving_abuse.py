@@ -253,6 +253,13 @@ def test_memory_does_not_grow_with_what_is_sent(alone: tuple[subprocess.Popen[st
     assert ask(port, form(photo)).startswith(b"HTTP/1.1 200 ")
 
 
+def test_the_pixels_of_large_photos_are_given_back(alone: tuple[subprocess.Popen[str], int]) -> None:
+    process, port = alone
+    before = megabytes(process)
+    assert ask(port, form(picture((6000, 3500), "PNG"))).startswith(b"HTTP/1.1 200 ")
+    until(lambda: megabytes(process) < before + 50, 10)
+
+
 def test_what_is_sent_is_never_on_the_disk(direct: Direct, photo: bytes, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(tmp_path))

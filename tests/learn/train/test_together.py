@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import time
 from dataclasses import replace
@@ -66,7 +64,7 @@ def test_two_processes_end_where_one_does(strategy, changes, source, tmp_path):
 
 
 def test_one_that_is_killed_ends_the_fold_in_a_line_and_the_same_command_goes_on(source, tmp_path, monkeypatch):
-    job = together(job_of(source, tmp_path / "run", "full", train__epochs=12), 2)
+    job = together(job_of(source, tmp_path / "run", "full", train__epochs=40), 2)
     workers = []
 
     class Seen(finetune._Worker):
@@ -78,17 +76,19 @@ def test_one_that_is_killed_ends_the_fold_in_a_line_and_the_same_command_goes_on
     folder = tmp_path / "cut"
 
     def kill():
-        for _ in range(600):
-            if len(read_log(folder)) >= 1:
-                os.kill(workers[0].crew[1].pid, signal.SIGKILL)
+        for _ in range(3000):
+            if workers and len(read_log(folder)) >= 1:
+                workers[0].crew[1].kill()
                 return
-            time.sleep(0.1)
+            time.sleep(0.02)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    with pytest.raises(EngineError, match=r"its training process ended \(killed by SIGKILL"):
-        train_folds([job], folder, Reporter())
-    killer.join()
+    try:
+        with pytest.raises(EngineError, match=r"its training process ended \(killed by SIGKILL"):
+            train_folds([job], folder, Reporter())
+    finally:
+        killer.join()
     assert all(process.poll() is not None for process in workers[0].crew)
     says = Says()
     again = train_folds([job], folder, says)[0]

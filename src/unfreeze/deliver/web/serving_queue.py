@@ -26,7 +26,7 @@ from unfreeze.core.errors import PhotoError
 from unfreeze.core.work import cores
 from unfreeze.deliver.web.serving_limits import Limits, RefusedError
 from unfreeze.deliver.web.serving_metrics import Metrics
-from unfreeze.deliver.web.serving_photos import LARGE, pixels_of
+from unfreeze.deliver.web.serving_photos import LARGE, give_back_memory, pixels_of
 from unfreeze.learn.direct import Direct
 from unfreeze.learn.direct_sight import Prepared
 
@@ -202,6 +202,7 @@ class Batcher:
             job, place = self._large.next()
             data = bytes(job.photos[place])
         self._decode(job, place, data)
+        give_back_memory()
 
     def _decode(self, job: _Job, place: int, data: bytes) -> None:
         found: Prepared | Exception = RuntimeError("nobody waits for it")
