@@ -12,6 +12,7 @@ import typer
 
 from unfreeze.app.console import changed, emit_json, number, reporter, say, scored, show, then
 from unfreeze.app.fitting import (
+    EngineName,
     Group,
     GroupRegex,
     Json,
@@ -22,6 +23,7 @@ from unfreeze.app.fitting import (
     Split,
     make_recipe,
     source_options,
+    working_on,
 )
 from unfreeze.core.errors import RecipeError, RunError
 from unfreeze.core.progress import Reporter
@@ -75,6 +77,7 @@ def compare(
         typer.Option("--set", help="One recipe key, the same for all: `--set image.size=192`.", metavar="KEY=VALUE"),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Fit anew over finished runs.")] = False,
+    engine: EngineName = "local",
     json: Json = False,
 ) -> None:
     """Which recipe is better? Paired differences on the same photos, with intervals corrected for many comparisons.
@@ -103,7 +106,8 @@ def compare(
         if strategy is None and recipe is None and "strategy" not in said:
             named["strategy"] = "probe"
         base = make_recipe(recipe, quality, set_, {"source.path": what[0], **named})
-        found = _fitted(what[0], base, vary, recipes, run, force, typed, voice)
+        with working_on(engine):
+            found = _fitted(what[0], base, vary, recipes, run, force, typed, voice)
     else:
         _refuse_what_fits(what, [quality, weights, recipe, set_, run, *named.values()], force)
         from unfreeze.study.compare import compare as compare_runs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,6 +63,15 @@ def make_recipe(
     changes = parse_assignments(assignments or [])
     changes |= {key: value for key, value in options.items() if value is not None}
     return recipe.replace(**changes) if changes else recipe
+
+
+def working_on(engine: str) -> AbstractContextManager[None]:
+    """Where the work of a `with` block runs. RecipeError or MissingExtraError at once for a name that cannot be."""
+    from unfreeze.core.cluster import check_engine
+    from unfreeze.core.cluster import engine as opened
+
+    check_engine(engine)
+    return opened(engine)
 
 
 def source_options(
@@ -157,10 +167,7 @@ def fit(
     if verdicts:
         options["source.verdicts"] = str(verdicts.expanduser().absolute())
     chosen = make_recipe(recipe, quality, set_, options)
-    from unfreeze.core.cluster import check_engine
-    from unfreeze.core.cluster import engine as working_on
-
-    check_engine(engine)
+    work = working_on(engine)
     from unfreeze.data.readers import read
     from unfreeze.deliver.report import write_report
     from unfreeze.study.auto import fit as fit_photos
@@ -169,7 +176,7 @@ def fit(
     photos = read(source, chosen.source)
     voice.say(photos.choice)
     read_seconds = round(time.perf_counter() - started, 3)
-    with working_on(engine):
+    with work:
         done = fit_photos(
             photos,
             chosen,

@@ -11,6 +11,7 @@ import typer
 
 from unfreeze.app.console import changed, emit_json, number, reporter, say, scored, show, then
 from unfreeze.app.fitting import (
+    EngineName,
     Group,
     GroupRegex,
     Json,
@@ -22,6 +23,7 @@ from unfreeze.app.fitting import (
     Split,
     make_recipe,
     source_options,
+    working_on,
 )
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ def tune(
         typer.Option("--set", help="One recipe key, the same for all: `--set image.size=192`.", metavar="KEY=VALUE"),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Begin anew over another search.")] = False,
+    engine: EngineName = "local",
     json: Json = False,
 ) -> None:
     """Which parameters? A search that is judged on photos which had no part in it.
@@ -99,9 +102,11 @@ def tune(
     from unfreeze.study.tune import tune as search
 
     voice, typed = reporter(json), "unfreeze " + shlex.join(sys.argv[1:])
+    work = working_on(engine)
     photos = read(source, whole.source)
     voice.say(photos.choice)
-    found = search(photos, whole, run, force=force, command=typed, reporter=voice)
+    with work:
+        found = search(photos, whole, run, force=force, command=typed, reporter=voice)
     page = write_tuning(found, typed)
     if json:
         emit_json({**found.to_json(), "page": str(page)})
