@@ -131,6 +131,7 @@ def test_a_bad_source_is_one_line_and_leaves_no_run(make: Callable, tmp_path: Pa
 OPTIONS = [
     (["--backbone", "tf_efficientnet_lite9"], ["no backbone 'tf_efficientnet_lite9'", "Did you mean", "models"]),
     (["--quality", "fats"], ["--quality fats", "Did you mean 'fast'?"]),
+    (["--engine", "dask"], ["--engine dask: known are local, ray"]),
     (["--set", "image.sise=192"], ["unknown key 'image.sise'", "Did you mean 'image.size'?"]),
     (["--set", "image.size"], ["--set image.size", "key=value"]),
     (["--set", "image.size=huge"], ["image.size"]),
