@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from unfreeze.core import cache
-from unfreeze.core.cache import RowStore, cache_root, cache_table, clear_cache, content_key, fingerprint
+from unfreeze.core.cache import RowStore, cache_root, cache_table, clear_cache, content_key, fingerprint, load_array
 from unfreeze.core.errors import CacheError, StorageError
 from unfreeze.core.progress import Reporter
 
@@ -340,3 +342,13 @@ def test_rotations_are_listed_and_pruned_oldest_first(fresh_cache):
     assert sorted(p.name for p in (cache_root() / "rotations").iterdir()) == ["middle", "new"]
     prune("rotations", 0)
     assert not list((cache_root() / "rotations").iterdir())
+
+
+def test_arrays_are_loaded_by_many_threads_at_once(tmp_path: Path) -> None:
+    """CPython 3.11's parser, which numpy reads a header by, fails where two threads use it at the same moment."""
+    files = [tmp_path / f"{i}.npy" for i in range(8)]
+    for i, file in enumerate(files):
+        np.save(file, np.full((3, 2), i))
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(load_array, files * 200))
+    assert [int(one[0, 0]) for one in found] == list(range(8)) * 200

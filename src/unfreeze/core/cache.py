@@ -52,6 +52,20 @@ def content_key(data: bytes) -> tuple[int, int]:
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
 
 
+_LOADING = threading.Lock()
+
+
+def load_array(path: Path, mapped: bool = False) -> NDArray[Any]:
+    """The array in a .npy file, never unpickled; mapped: read-only, from the disk as it is used.
+
+    One at a time: numpy reads the header with Python's own parser, which in CPython 3.11 keeps its state in one place
+    for all threads and at times fails where two use it ("AST constructor recursion depth mismatch"). Raises what
+    `numpy.load` raises.
+    """
+    with _LOADING:
+        return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+
+
 KINDS = ("looks", "features", "engines", "rotations", "cards", "pixels", "activations", "plans", "faces", "trials")
 
 
@@ -121,7 +135,7 @@ class RowStore:
 
     def _checked(self, key_file: Path, name: str) -> Keys:
         """A segment's keys, once its rows are known to be as many and of our kind."""
-        keys = np.load(key_file, allow_pickle=False)
+        keys = load_array(key_file)
         rows = self._mapped(name)
         if keys.dtype != np.uint64 or keys.shape != (len(rows), 2):
             raise ValueError("its keys do not fit its rows")
@@ -135,7 +149,7 @@ class RowStore:
                 (self.folder / f"{name}.{part}.npy").unlink(missing_ok=True)
 
     def _mapped(self, name: str) -> NDArray[Any]:
-        return np.load(self.folder / f"{name}.rows.npy", mmap_mode="r", allow_pickle=False)
+        return load_array(self.folder / f"{name}.rows.npy", mapped=True)
 
     def _rows(self, segment: int) -> NDArray[Any]:
         with self._lock:
@@ -209,7 +223,7 @@ def cache_table() -> list[dict[str, Any]]:
         rows = 0
         for key_file in folder.glob("*.keys.npy"):
             try:
-                rows += len(np.load(key_file, mmap_mode="r", allow_pickle=False))
+                rows += len(load_array(key_file, mapped=True))
             except Exception:  # damaged: the run that needs it will say so and drop it
                 continue
         size = sum(p.stat().st_size for p in folder.iterdir() if p.is_file())

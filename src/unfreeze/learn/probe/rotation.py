@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from unfreeze.core.cache import cache_root, fingerprint, prune
+from unfreeze.core.cache import cache_root, fingerprint, load_array, prune
 from unfreeze.core.files import write_whole
 from unfreeze.learn.probe.inputs import AnyFeatures
 
@@ -153,7 +153,7 @@ def _landmarks(train: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
 
 def _load(folder: Path, n: int) -> tuple[F32, F32, F32] | None:
     try:
-        coordinates, scale, back = (np.load(folder / f"{name}.npy", allow_pickle=False) for name in _PARTS)
+        coordinates, scale, back = (load_array(folder / f"{name}.npy") for name in _PARTS)
     except (OSError, ValueError, EOFError):
         return None
     fits = coordinates.ndim == 2 and len(coordinates) == n and coordinates.shape[1] == len(scale) == back.shape[1]

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from unfreeze.core import errors
+from unfreeze.core.cache import load_array
 from unfreeze.core.cluster import cluster
 from unfreeze.core.errors import UnfreezeError
 from unfreeze.core.files import write_text
@@ -96,7 +97,7 @@ def train_jobs(
 
             some = [(jobs[i][0], places[i], kept[i]) for i in todo]
             train_remote(where, some, seconds, threads, told, lambda _: advance(_BESIDE), voice)
-        return [np.load(place / "probabilities.npy", allow_pickle=False) for place in places]
+        return [load_array(place / "probabilities.npy") for place in places]
 
     def work(number: int) -> None:
         """One worker: starts its process, and gives it jobs while there are any."""
@@ -145,7 +146,7 @@ def train_jobs(
             for thread in crew:
                 if thread.ident is not None:
                     thread.join(10)
-    return [np.load(place / "probabilities.npy", allow_pickle=False) for place in places]
+    return [load_array(place / "probabilities.npy") for place in places]
 
 
 def _steps(jobs: list[tuple[Job, Path]], todo: list[int]) -> int:
@@ -294,7 +295,7 @@ def _finished(job: Job, place: Path, kept: Path) -> bool:
     try:
         with safe_open(kept, "numpy") as file:
             identity = (file.metadata() or {}).get("identity")
-        found = np.load(place / "probabilities.npy", mmap_mode="r", allow_pickle=False)
+        found = load_array(place / "probabilities.npy", mapped=True)
     except (OSError, ValueError, SafetensorError):
         return False
     return identity == job.identity() and found.shape == (len(job.out), job.classes)
