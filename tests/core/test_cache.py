@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import gc
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -345,10 +347,26 @@ def test_rotations_are_listed_and_pruned_oldest_first(fresh_cache):
 
 
 def test_arrays_are_loaded_by_many_threads_at_once(tmp_path: Path) -> None:
-    """CPython 3.11's parser, which numpy reads a header by, fails where two threads use it at the same moment."""
+    """CPython 3.11's parser, which numpy reads a header by, fails where a thread takes over in the middle of it.
+
+    That is where the garbage collector calls back into Python, as libraries ask it to; here it often does.
+    """
     files = [tmp_path / f"{i}.npy" for i in range(8)]
     for i, file in enumerate(files):
         np.save(file, np.full((3, 2), i))
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(load_array, files * 200))
-    assert [int(one[0, 0]) for one in found] == list(range(8)) * 200
+
+    def called(phase: str, info: dict[str, int]) -> None:
+        sum(range(50))
+
+    thresholds, interval = gc.get_threshold(), sys.getswitchinterval()
+    gc.callbacks.append(called)
+    gc.set_threshold(20)
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(load_array, files * 500))
+    finally:
+        gc.callbacks.remove(called)
+        gc.set_threshold(*thresholds)
+        sys.setswitchinterval(interval)
+    assert [int(one[0, 0]) for one in found] == list(range(8)) * 500
