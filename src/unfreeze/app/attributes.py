@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import shlex
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from unfreeze.app.console import changed, emit_json, number, reporter, say, show, then
 from unfreeze.app.fitting import (
+    FoldCount,
     Group,
     GroupRegex,
     Json,
     Label,
     PathColumn,
     ReaderName,
+    RecipeFile,
     Root,
+    Seed,
     SourceArgument,
     Split,
     make_recipe,
@@ -35,9 +37,9 @@ def compare_labels(
     split: Split = None,
     reader: ReaderName = None,
     quality: Annotated[str | None, typer.Option(help="fast, good or best, as of fit.", metavar="NAME")] = None,
-    folds: Annotated[int | None, typer.Option(help="Number of outer folds (default 5).", metavar="N")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random (default 0).", metavar="N")] = None,
-    recipe: Annotated[Path | None, typer.Option(help="A recipe as TOML; options go over it.", metavar="FILE")] = None,
+    folds: FoldCount = None,
+    seed: Seed = None,
+    recipe: RecipeFile = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="One recipe key: `--set image.size=192`.", metavar="KEY=VALUE"),

@@ -11,13 +11,16 @@ import typer
 
 from unfreeze.app.console import changed, emit_json, number, reporter, say, show, then
 from unfreeze.app.fitting import (
+    FoldCount,
     Group,
     GroupRegex,
     Json,
     Label,
     PathColumn,
     ReaderName,
+    RecipeFile,
     Root,
+    Seed,
     SourceArgument,
     Split,
     make_recipe,
@@ -40,12 +43,12 @@ def compare_balance(
         str, typer.Option(help="probe, or late, full, scratch: then each word is a run of its own.", metavar="NAME")
     ] = "probe",
     quality: Annotated[str | None, typer.Option(help="fast, good or best, as of fit.", metavar="NAME")] = None,
-    folds: Annotated[int | None, typer.Option(help="Number of outer folds (default 5).", metavar="N")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random (default 0).", metavar="N")] = None,
+    folds: FoldCount = None,
+    seed: Seed = None,
     run: Annotated[
         Path | None, typer.Option(help="Where the runs of late, full and scratch go.", metavar="DIR")
     ] = None,
-    recipe: Annotated[Path | None, typer.Option(help="A recipe as TOML; options go over it.", metavar="FILE")] = None,
+    recipe: RecipeFile = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="One recipe key; `balance.add=...` adds a row to the table.", metavar="KEY=VALUE"),

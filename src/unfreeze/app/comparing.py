@@ -12,15 +12,20 @@ import typer
 
 from unfreeze.app.console import changed, emit_json, number, reporter, say, scored, show, then
 from unfreeze.app.fitting import (
+    Backbone,
     EngineName,
+    FoldCount,
     Group,
     GroupRegex,
     Json,
     Label,
     PathColumn,
     ReaderName,
+    RecipeFile,
     Root,
+    Seed,
     Split,
+    Weights,
     make_recipe,
     source_options,
     working_on,
@@ -62,16 +67,14 @@ def compare(
         str | None, typer.Option(help="As of fit; probe if nothing says another.", metavar="NAME")
     ] = None,
     quality: Annotated[str | None, typer.Option(help="fast, good or best, as of fit.", metavar="NAME")] = None,
-    backbone: Annotated[str | None, typer.Option(help="A name from `unfreeze models`.", metavar="NAME")] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="A weights file for the backbone, or none: untrained.", metavar="FILE|none")
-    ] = None,
+    backbone: Backbone = None,
+    weights: Weights = None,
     budget: Annotated[
         str | None, typer.Option(help="Time for training all folds of a recipe: 90s, 10m, 1h30m.", metavar="TIME")
     ] = None,
-    folds: Annotated[int | None, typer.Option(help="Number of outer folds (default 5).", metavar="N")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random (default 0).", metavar="N")] = None,
-    recipe: Annotated[Path | None, typer.Option(help="A recipe as TOML; options go over it.", metavar="FILE")] = None,
+    folds: FoldCount = None,
+    seed: Seed = None,
+    recipe: RecipeFile = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="One recipe key, the same for all: `--set image.size=192`.", metavar="KEY=VALUE"),

@@ -40,6 +40,13 @@ ReaderName = Annotated[
     str | None,
     typer.Option("--reader", help="Read SOURCE as this kind instead of recognising it.", metavar="NAME"),
 ]
+Backbone = Annotated[str | None, typer.Option(help="A name from `unfreeze models`.", metavar="NAME")]
+Weights = Annotated[
+    str | None, typer.Option(help="A weights file for the backbone, or none: untrained.", metavar="FILE|none")
+]
+FoldCount = Annotated[int | None, typer.Option(help="Number of outer folds (default 5).", metavar="N")]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random (default 0).", metavar="N")]
+RecipeFile = Annotated[Path | None, typer.Option(help="A recipe as TOML; options go over it.", metavar="FILE")]
 EngineName = Annotated[
     str,
     typer.Option(
@@ -125,19 +132,17 @@ def fit(
             metavar="NAME",
         ),
     ] = None,
-    backbone: Annotated[str | None, typer.Option(help="A name from `unfreeze models`.", metavar="NAME")] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="A weights file for the backbone, or none: untrained.", metavar="FILE|none")
-    ] = None,
+    backbone: Backbone = None,
+    weights: Weights = None,
     verdicts: Annotated[
         Path | None, typer.Option(help="Obey what `unfreeze review` wrote: relabel, exclude.", metavar="FILE")
     ] = None,
     budget: Annotated[
         str | None, typer.Option(help="Time for training all folds: 90s, 10m, 1h30m.", metavar="TIME")
     ] = None,
-    folds: Annotated[int | None, typer.Option(help="Number of outer folds (default 5).", metavar="N")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random (default 0).", metavar="N")] = None,
-    recipe: Annotated[Path | None, typer.Option(help="A recipe as TOML; options go over it.", metavar="FILE")] = None,
+    folds: FoldCount = None,
+    seed: Seed = None,
+    recipe: RecipeFile = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="One recipe key: `--set image.size=192`.", metavar="KEY=VALUE"),

@@ -11,16 +11,21 @@ import typer
 
 from unfreeze.app.console import changed, emit_json, number, reporter, say, scored, show, then
 from unfreeze.app.fitting import (
+    Backbone,
     EngineName,
+    FoldCount,
     Group,
     GroupRegex,
     Json,
     Label,
     PathColumn,
     ReaderName,
+    RecipeFile,
     Root,
+    Seed,
     SourceArgument,
     Split,
+    Weights,
     make_recipe,
     source_options,
     working_on,
@@ -61,13 +66,11 @@ def tune(
         str | None, typer.Option(help="probe, late, full or scratch; probe if nothing says another.", metavar="NAME")
     ] = None,
     quality: Annotated[str | None, typer.Option(help="fast or good, as of fit.", metavar="NAME")] = None,
-    backbone: Annotated[str | None, typer.Option(help="A name from `unfreeze models`.", metavar="NAME")] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="A weights file for the backbone, or none: untrained.", metavar="FILE|none")
-    ] = None,
-    folds: Annotated[int | None, typer.Option(help="Number of outer folds (default 5).", metavar="N")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random (default 0).", metavar="N")] = None,
-    recipe: Annotated[Path | None, typer.Option(help="A recipe as TOML; options go over it.", metavar="FILE")] = None,
+    backbone: Backbone = None,
+    weights: Weights = None,
+    folds: FoldCount = None,
+    seed: Seed = None,
+    recipe: RecipeFile = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="One recipe key, the same for all: `--set image.size=192`.", metavar="KEY=VALUE"),
