@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from unfreeze.core.errors import PhotoError
+from unfreeze.data.shards import has_member, read_member, split_path
 
 Pixels = NDArray[np.uint8]
 # Left, top, right, bottom as shares of the upright photo's width and height.
@@ -37,18 +38,30 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def read_bytes(path: Path) -> bytes:
-    """The file's bytes. PhotoError if it is absent, unreadable, empty, or larger than 512 MiB."""
+    """The bytes of a file, or of one inside a .tar (see `shards.py`).
+
+    PhotoError if it is absent, unreadable, empty, or larger than 512 MiB.
+    """
     try:
-        if not path.is_file():
+        if inside := split_path(path):
+            data = read_member(*inside, MAX_BYTES)
+        elif not path.is_file():
             raise PhotoError(path, "no such file")
-        if path.stat().st_size > MAX_BYTES:
+        elif path.stat().st_size > MAX_BYTES:
             raise PhotoError(path, f"larger than {MAX_BYTES >> 20} MiB")
-        data = path.read_bytes()
+        else:
+            data = path.read_bytes()
     except OSError as error:
         raise PhotoError(path, (error.strerror or str(error)).lower()) from None
     if not data:
         raise PhotoError(path, "the file is empty")
     return data
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file of this path, on the disk or inside a .tar."""
+    inside = split_path(path)
+    return has_member(*inside) if inside else path.is_file()
 
 
 def decode(data: bytes, short_side: int = 0, max_pixels: int = MAX_PIXELS, path: object = "photo") -> Pixels:

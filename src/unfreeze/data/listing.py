@@ -1,4 +1,4 @@
-"""What is to be predicted: a photo, a folder of photos, or a table that names them; no labels asked."""
+"""What is to be predicted: a photo, a folder of photos, .tar files, or a table that names them; no labels asked."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ from unfreeze.core.recipe import Source
 from unfreeze.data.sheet import KINDS
 from unfreeze.data.tabular import paths_of
 from unfreeze.data.walk import is_image_name, unreadable, walk
+from unfreeze.data.webdataset import is_shards, photos_in
 
 
 def list_images(path: Path, options: Source | None = None) -> tuple[Path, list[str]]:
-    """Root and relative paths: a folder's photos sorted, a table's in its order.
+    """Root and relative paths: a folder's photos sorted, a table's and those of .tar files in their order.
 
     Hidden and non-image files of a folder are passed over. A table's path column is found as when training
     (options.path_column, options.root). Raises SourceError if there is nothing to predict.
     """
+    if is_shards(path):
+        try:
+            return photos_in(path)
+        except OSError as error:
+            raise unreadable(path, error) from None
     if path.is_dir():
         found = walk(path)
         if not found.photos:
@@ -31,4 +37,4 @@ def list_images(path: Path, options: Source | None = None) -> tuple[Path, list[s
             return paths_of(path, options or Source())
         except OSError as error:
             raise unreadable(path, error) from None
-    raise SourceError(f"{path}: neither a photo, a folder of photos, nor a table ({', '.join(sorted(KINDS))}).")
+    raise SourceError(f"{path}: neither a photo, a folder of photos, a .tar, nor a table ({', '.join(sorted(KINDS))}).")

@@ -16,7 +16,7 @@ import pandas as pd
 from unfreeze.core.errors import SourceError, listed, nearest
 from unfreeze.core.recipe import Source
 from unfreeze.core.tables import Finding, Photos
-from unfreeze.data import competition, tabular
+from unfreeze.data import competition, tabular, webdataset
 from unfreeze.data.grouping import groups_in
 from unfreeze.data.walk import (
     SPLIT_WORDS,
@@ -124,6 +124,14 @@ def _is_split_folders(source: Given) -> bool:
 
 def _is_class_folders(source: Given) -> bool:
     return isinstance(source, Path) and source.is_dir()
+
+
+@register("webdataset", webdataset.is_shards, "a .tar file, or a folder with some")
+def read_webdataset(source: Given, options: Source) -> Draft:
+    """WebDataset shards: .tar files with photos and, beside each, its class; see `webdataset.py`."""
+    if not isinstance(source, Path):
+        raise SourceError("a DataFrame is no archive. Leave --reader out.")
+    return webdataset.draft(source, options)
 
 
 @register("table", _is_table, "a CSV, TSV or Parquet file, or a DataFrame")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -33,27 +34,53 @@ def draft(source: Path | pd.DataFrame, options: Source) -> Draft:
     path_column = options.path_column or _path_column(sheet, base)
     label_columns = options.label or (_label_column(sheet, path_column),)
     group_column = options.group or ("" if options.group_regex else _named(sheet, GROUP_NAMES))
-    attributes = _attributes(sheet, label_columns, path_column)
+    told = table_of(sheet, options, path_column, label_columns, group_column, None, base)
+    shown = " + ".join(f"'{column}'" for column in label_columns)
+    return Draft(
+        root=base.resolve(),
+        table=told.table,
+        attributes=told.attributes,
+        taken=f"{kind}: paths in '{path_column}', label {shown}",
+        grouping=f"group '{group_column}'" if group_column else "each photo its own group",
+        splitting=told.splitting,
+        findings=told.findings,
+    )
 
+
+@dataclass(frozen=True)
+class Told:
+    """What rows of text say of photos: parts of a Draft."""
+
+    table: pd.DataFrame
+    attributes: tuple[str, ...]
+    splitting: str
+    findings: tuple[Finding, ...]
+
+
+def table_of(
+    sheet: Sheet,
+    options: Source,
+    path_column: str,
+    label_columns: tuple[str, ...],
+    group_column: str,
+    paths: list[str] | None,
+    base: Path = Path(),
+) -> Told:
+    """The rows under the rules that hold for all tables. SourceError for anything that leaves a row's meaning open.
+
+    group_column: may be empty: each photo its own group. paths: the photos' paths where they are known to be there;
+    None: the sheet's, looked for below `base`.
+    """
+    attributes = _attributes(sheet, label_columns, path_column)
     # Labels before paths: a wrong column name should be told at once, not after 20,000 looks at the disk.
     labels = [sheet.filled(column) for column in label_columns]
     rows: dict[str, list[str]] = dict(zip(attributes, labels, strict=True))
     rows["label"] = _joined(sheet, label_columns, labels)
     rows["split"], split_text = _split(sheet, options)
-    rows["path"] = _paths(sheet, path_column, base)
+    rows["path"] = _paths(sheet, path_column, base) if paths is None else paths
     rows["group"] = sheet.filled(group_column) if group_column else rows["path"]
-
     table, findings = _without_repeats(sheet, pd.DataFrame(rows))
-    shown = " + ".join(f"'{column}'" for column in label_columns)
-    return Draft(
-        root=base.resolve(),
-        table=table,
-        attributes=attributes,
-        taken=f"{kind}: paths in '{path_column}', label {shown}",
-        grouping=f"group '{group_column}'" if group_column else "each photo its own group",
-        splitting=split_text,
-        findings=findings,
-    )
+    return Told(table, attributes, split_text, findings)
 
 
 def paths_of(source: Path, options: Source) -> tuple[Path, list[str]]:

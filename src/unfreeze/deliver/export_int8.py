@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from unfreeze.core.errors import EngineError, SourceError
 from unfreeze.core.progress import Reporter
 from unfreeze.core.runs import Run
+from unfreeze.data.images import is_there
 from unfreeze.deliver.export_formats import About, Format, first_line, open_exported, save_openvino
 from unfreeze.deliver.export_photos import Pixels, Shown, files_of, spread
 from unfreeze.deliver.folded import Plan
@@ -81,7 +82,7 @@ class Calibration:
         table = run.photos()
         table = table[(table["fold"] >= 0) & (table["hash"] != "")]
         root = Path(run.info["root"])
-        table = table[[(root / path).is_file() for path in table["path"]]]
+        table = table[[is_there(root / path) for path in table["path"]]]
         if table.empty:
             raise SourceError(
                 f"{run.path}: its photos are no longer in {run.info['root']}; int8 is calibrated and judged on them, "

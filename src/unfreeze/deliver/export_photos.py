@@ -15,7 +15,7 @@ from unfreeze.core.progress import Reporter
 from unfreeze.core.runs import Run
 from unfreeze.core.tables import Photos
 from unfreeze.core.work import in_threads
-from unfreeze.data.images import load_square, read_bytes
+from unfreeze.data.images import is_there, load_square, read_bytes
 from unfreeze.data.listing import list_images
 from unfreeze.data.looks import look
 from unfreeze.deliver.folded import Plan
@@ -94,7 +94,7 @@ def files_of(run: Run, table: pd.DataFrame) -> list[Path]:
     """Those of a run's photos table that could be read and are still there."""
     root = Path(run.info["root"])
     files = [root / path for path in table.loc[table["hash"] != "", "path"]]
-    return [file for file in files if file.is_file()]
+    return [file for file in files if is_there(file)]
 
 
 def spread(there: int, count: int) -> NDArray[np.int64]:

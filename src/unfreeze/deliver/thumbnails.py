@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unfreeze.core.errors import PhotoError
+from unfreeze.data.images import FORMATS, read_bytes
+from unfreeze.data.shards import split_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -72,6 +74,8 @@ def _thumbnail(root: Path, path: str, side: int) -> Thumbnail:
         data, width, height = _jpeg(root / path, side)
     except FileNotFoundError:
         return Thumbnail(path, "", side, side, "no longer there")
+    except PhotoError as error:
+        return Thumbnail(path, "", side, side, error.reason)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return Thumbnail(path, "", side, side, "too large to show")
     except Exception:  # decoders raise nearly anything on a damaged file, and a report must outlive it
@@ -82,7 +86,8 @@ def _thumbnail(root: Path, path: str, side: int) -> Thumbnail:
 def _jpeg(file: Path, side: int, heavy: int | None = HEAVY) -> tuple[bytes, int, int]:
     from PIL import Image
 
-    with Image.open(file) as opened:
+    given = io.BytesIO(read_bytes(file)) if split_path(file) else file
+    with Image.open(given, formats=FORMATS) as opened:
         opened.draft("RGB", (side * 2, side * 2))  # JPEG only: decode at 1/2, 1/4 or 1/8
         image: Image.Image = opened
         if image.mode in ("P", "PA", "LA", "RGBA"):

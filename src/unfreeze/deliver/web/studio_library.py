@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import threading
 import zlib
@@ -18,11 +17,13 @@ import pandas as pd
 
 from unfreeze.core.cache import fingerprint
 from unfreeze.core.errors import PhotoError, RunError, SourceError, UnfreezeError
+from unfreeze.core.files import read_json
 from unfreeze.core.recipe import Source, read_recipe
 from unfreeze.core.runs import PLACES, list_runs
 from unfreeze.core.tables import Photos
 from unfreeze.data.checks import run_checks
 from unfreeze.data.readers import read
+from unfreeze.data.shards import holder
 from unfreeze.deliver.report import read_run
 from unfreeze.deliver.sections import Material
 from unfreeze.deliver.thumbnails import scaled_jpeg
@@ -138,7 +139,7 @@ class Library:
         """run.json, of an unfinished run too."""
         path = self.run(name) / "run.json"
         try:
-            found = json.loads(path.read_text("utf-8"))
+            found = read_json(path)
         except (OSError, ValueError) as error:
             raise RunError(f"{path}: cannot be read ({error}); fit the run again with --force.") from None
         if not isinstance(found, dict):
@@ -220,7 +221,7 @@ class Library:
         """A photo as JPEG. PhotoError: not inside the data, gone, damaged."""
         file = inside(root, path, [one.path for one in self.given.values()])
         try:
-            stamp = file.stat().st_mtime_ns
+            stamp = holder(file).stat().st_mtime_ns
         except OSError:
             raise PhotoError(path, "no longer there") from None
         found: bytes = self._scaled(str(file), stamp, side)
