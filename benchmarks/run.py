@@ -23,6 +23,7 @@ import late
 import memory
 import record
 import rows as many_rows
+import scale
 import serving
 import sets
 import similarity
@@ -50,6 +51,7 @@ BENCHMARKS: dict[str, tuple[Callable[[Path | None, Path, int], Rows], tuple[str,
     "curve": (curve.rows, curve.HEADLINE),
     "diagnose": (diagnose.rows, diagnose.HEADLINE),
     "rows": (many_rows.rows, many_rows.HEADLINE),
+    "scale": (scale.rows, scale.HEADLINE),
     "similarity": (similarity.rows, similarity.HEADLINE),
     "serving": (serving.rows, serving.HEADLINE),
     "whole_job": (whole_job.rows, whole_job.HEADLINE),

@@ -99,9 +99,10 @@ def test_two_stores_share_a_folder(tmp_path):
     one, two = store(tmp_path), store(tmp_path)
     one.append(keys_of(1), rows_of(1))
     assert stored(two, 1) == [False]
-    two.append(keys_of(2), rows_of(2))  # which also looks around
+    two.append(keys_of(2), rows_of(2))
+    for each in (one, two):
+        each.refresh()
     assert got(two, 2, 1) == [2, 1]
-    one.refresh()
     assert got(one, 2, 1) == [2, 1]
 
 
@@ -370,3 +371,13 @@ def test_arrays_are_loaded_by_many_threads_at_once(tmp_path: Path) -> None:
         gc.set_threshold(*thresholds)
         sys.setswitchinterval(interval)
     assert [int(one[0, 0]) for one in found] == list(range(8)) * 500
+
+
+def test_an_index_of_many_segments_stays_short(tmp_path):
+    """Rows of all segments are found, and few sorted lists are searched for them, whatever order they came in."""
+    many = store(tmp_path)
+    for number in range(1, 101):
+        many.append(keys_of(number), rows_of(number))
+    assert got(many, *range(100, 0, -1)) == list(range(100, 0, -1))
+    assert got(store(tmp_path), 57, 1, 100) == [57, 1, 100]
+    assert len(many._indices) <= 8

@@ -73,12 +73,19 @@ KINDS = ("looks", "features", "engines", "rotations", "cards", "pixels", "activa
 class _Index:
     """Where rows are: `keys` (n, 2) sorted by their first word, which is `first`; `where` (n, 2) segment and row.
 
-    Replaced whole, never changed, so that threads may search while another adds a segment.
+    Never changed, so that threads may search while another adds a segment.
     """
 
     first: Keys
     keys: Keys
     where: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, keys: Sequence[Keys], where: Sequence[NDArray[np.int64]]) -> _Index:
+        """One index of several parts."""
+        merged, places = np.concatenate(keys), np.concatenate(where)
+        order = np.argsort(merged[:, 0], kind="stable")
+        return cls(np.ascontiguousarray(merged[order, 0]), merged[order], places[order])
 
 
 class RowStore:
@@ -107,12 +114,14 @@ class RowStore:
         self._seen: set[str] = set()
         self._open: dict[int, NDArray[Any]] = {}
         self._lock = threading.Lock()
-        self._index = _Index(np.zeros(0, np.uint64), np.zeros((0, 2), np.uint64), np.zeros((0, 2), np.int64))
+        # Each at least twice as long as the next, so that n rows in many segments are sorted n log n times in all.
+        self._indices: tuple[_Index, ...] = ()
         self.refresh()
 
     def refresh(self) -> None:
         """Takes in the segments that this or another process has written since."""
-        keys, where = [self._index.keys], [self._index.where]
+        keys: list[Keys] = []
+        where: list[NDArray[np.int64]] = []
         for key_file in sorted(self.folder.glob("*.keys.npy")):
             name = key_file.name.removesuffix(".keys.npy")
             if name in self._seen:
@@ -125,13 +134,22 @@ class RowStore:
                 if not isinstance(error, OSError) or error.errno == errno.ENOENT:
                     self._drop(name)  # damaged; where the system only refuses it now, it may be whole
                 continue
-            self._segments.append(name)
             keys.append(found)
-            where.append(np.stack([np.full(len(found), len(self._segments) - 1), np.arange(len(found))], 1))
-        if len(keys) > 1:
-            merged, places = np.concatenate(keys), np.concatenate(where)
-            order = np.argsort(merged[:, 0], kind="stable")
-            self._index = _Index(np.ascontiguousarray(merged[order, 0]), merged[order], places[order])
+            where.append(self._placed(name, len(found)))
+        if keys:
+            self._add(_Index.of(keys, where))
+
+    def _placed(self, name: str, rows: int) -> NDArray[np.int64]:
+        """The places of a segment's rows, which from now on is one of this store's."""
+        self._segments.append(name)
+        return np.stack([np.full(rows, len(self._segments) - 1), np.arange(rows)], 1)
+
+    def _add(self, index: _Index) -> None:
+        indices = [*self._indices, index]
+        while len(indices) > 1 and len(indices[-2].first) < 2 * len(indices[-1].first):
+            last, before = indices.pop(), indices.pop()
+            indices.append(_Index.of([before.keys, last.keys], [before.where, last.where]))
+        self._indices = tuple(indices)
 
     def _checked(self, key_file: Path, name: str) -> Keys:
         """A segment's keys, once its rows are known to be as many and of our kind."""
@@ -170,11 +188,12 @@ class RowStore:
     def find(self, keys: Keys) -> NDArray[np.int64]:
         """Place of each key as (n, 2) segment and row; -1 where it is not stored. keys: uint64 (n, 2)."""
         places = np.full((len(keys), 2), -1, np.int64)
-        index = self._index
-        if len(index.first) and len(keys):
-            at = np.minimum(np.searchsorted(index.first, keys[:, 0]), len(index.first) - 1)
-            hit = (index.keys[at] == keys).all(1)
-            places[hit] = index.where[at[hit]]
+        if len(keys):
+            for index in self._indices:
+                if len(index.first):
+                    at = np.minimum(np.searchsorted(index.first, keys[:, 0]), len(index.first) - 1)
+                    hit = (index.keys[at] == keys).all(1) & (places[:, 0] < 0)
+                    places[hit] = index.where[at[hit]]
         return places
 
     def take(self, places: NDArray[np.int64]) -> NDArray[Any]:
@@ -208,7 +227,9 @@ class RowStore:
             raise CacheError(f"{self.folder}: rows of shape {rows.shape} do not fit {(len(table), *self.shape)}.")
         write_whole(self.folder / f"{name}.rows.npy", lambda p: np.save(p, rows.astype(self.dtype, copy=False)))
         write_whole(self.folder / f"{name}.keys.npy", lambda p: np.save(p, table))
-        self.refresh()
+        # What others have written is taken in by `refresh`: looking for it after each segment would cost squares.
+        self._seen.add(name)
+        self._add(_Index.of([table], [self._placed(name, len(table))]))
 
 
 def cache_table() -> list[dict[str, Any]]:

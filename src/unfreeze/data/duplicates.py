@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ NEAR_COLOUR = 6.0
 _CROWD = 64
 _LEADERS = 64
 _AT_ONCE = 1 << 18  # pairs compared in one go
+_ONE_BAND = 200_000
 
 Pairs = NDArray[np.int64]
 
@@ -32,18 +35,19 @@ def near_duplicates(dhash: NDArray[np.uint64], thumb: NDArray[np.uint8], usable:
     """Pairs (m, 2) of photos that look the same: difference hashes within NEAR_BITS, thumbnails within NEAR_COLOUR.
 
     dhash: uint64 (n, 4). thumb: uint8 (n, 8, 8, 3). Candidates share at least one of 16 bands of 16 bits,
-    which hashes that differ in fewer than 16 bits must (pigeonhole). Where more than _CROWD photos share a band,
+    which hashes that differ in fewer than 16 bits must (pigeonhole); above 200,000 photos, where chance alone fills
+    such a band, they share two: 14 bits can spoil 14 bands at most. Where more than _CROWD photos share a band,
     they are held against at most _LEADERS of them instead of each against each: what looks the same is tied
     together through its leader, and a crowd of plain backgrounds does not cost squares.
     """
     rows = np.flatnonzero(usable)
-    bands = dhash[rows].view(np.uint16)
-    found: list[Pairs] = [np.zeros((0, 2), np.int64)]
-    for b in range(bands.shape[1]):
-        order = np.argsort(bands[:, b], kind="stable")
-        members, values = rows[order], bands[order, b]
+    known = np.zeros(0, np.int64)  # pairs as one number each, first * n + second
+    for band in _bands(dhash[rows].view(np.uint16), 2 if len(rows) > _ONE_BAND else 1):
+        order = np.argsort(band, kind="stable")
+        members, values = rows[order], band[order]
         starts = np.flatnonzero(np.r_[True, values[1:] != values[:-1]])
         sizes = np.diff(np.r_[starts, len(values)])
+        found: list[Pairs] = [np.zeros((0, 2), np.int64)]
         for size in range(2, _CROWD + 1):
             buckets = starts[sizes == size]
             i, j = np.triu_indices(size, 1)
@@ -53,12 +57,26 @@ def near_duplicates(dhash: NDArray[np.uint64], thumb: NDArray[np.uint8], usable:
             ]
         for start, size in zip(starts[sizes > _CROWD], sizes[sizes > _CROWD], strict=True):
             found += _with_leaders(members[start : start + size], dhash, thumb)
+        known = np.union1d(known, _numbered(np.concatenate(found), len(dhash)))
     # Photos whose whole hash is the same are neighbours even where all their bands are crowded.
     _, first, which = np.unique(dhash[rows], axis=0, return_index=True, return_inverse=True)
-    found.append(_alike(rows[first[which.ravel()]], rows, dhash, thumb))
-    pairs = np.concatenate(found)
-    pairs = np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1)
-    return np.unique(pairs, axis=0)
+    known = np.union1d(known, _numbered(_alike(rows[first[which.ravel()]], rows, dhash, thumb), len(dhash)))
+    return np.stack(np.divmod(known, max(len(dhash), 1)), 1)
+
+
+def _numbered(pairs: Pairs, count: int) -> NDArray[np.int64]:
+    """Each pair of two photos of `count` as one number, the same for both orders."""
+    low, high = pairs.min(1), pairs.max(1)
+    return (low * count + high)[low != high]
+
+
+def _bands(words: NDArray[np.uint16], together: int) -> Iterator[NDArray[np.uint16] | NDArray[np.uint32]]:
+    """Each band of all hashes, or each two of them as one number."""
+    if together == 1:
+        yield from (words[:, one] for one in range(words.shape[1]))
+        return
+    for one, other in combinations(range(words.shape[1]), 2):
+        yield words[:, one].astype(np.uint32) * np.uint32(1 << 16) + words[:, other]
 
 
 def joined_groups(groups: NDArray[Any], *pairs: Pairs) -> NDArray[np.int64]:

@@ -26,7 +26,7 @@ def make_folds(
     Raises FoldError if a class has fewer groups than two, or the folds outnumber the groups of a class.
     """
     _, member = np.unique(np.asarray(groups).astype(str), return_inverse=True)
-    table = np.zeros((int(member.max()) + 1, len(classes)))
+    table = np.zeros((int(member.max()) + 1, len(classes)), np.int32)
     np.add.at(table, (member, labels), 1)
     _refuse_impossible(table, count, classes)
     fold_of_group = _dealt(table, count, seed)
@@ -36,18 +36,18 @@ def make_folds(
 def deal(labels: NDArray[np.integer], groups: NDArray[Any], count: int, seed: int, classes: int) -> NDArray[np.int64]:
     """The same without a refusal: a class of few groups is then absent from some folds; int64 (n,)."""
     _, member = np.unique(np.asarray(groups).astype(str), return_inverse=True)
-    table = np.zeros((int(member.max()) + 1, classes))
+    table = np.zeros((int(member.max()) + 1, classes), np.int32)
     np.add.at(table, (member, labels), 1)
     return _dealt(table, count, seed)[member]
 
 
-def _dealt(table: NDArray[np.float64], count: int, seed: int) -> NDArray[np.int64]:
+def _dealt(table: NDArray[np.int32], count: int, seed: int) -> NDArray[np.int64]:
     fold_of_group = _deal(table, count, np.random.default_rng(seed))
     _mend(table, fold_of_group, count)
     return fold_of_group
 
 
-def _refuse_impossible(table: NDArray[np.float64], count: int, classes: tuple[str, ...] | list[str]) -> None:
+def _refuse_impossible(table: NDArray[np.integer], count: int, classes: tuple[str, ...] | list[str]) -> None:
     group_counts = (table > 0).sum(0)
     seen = group_counts > 0
     lonely = [classes[c] for c in np.flatnonzero(group_counts == 1)]
@@ -67,12 +67,15 @@ def _refuse_impossible(table: NDArray[np.float64], count: int, classes: tuple[st
         )
 
 
-def _deal(table: NDArray[np.float64], count: int, draw: np.random.Generator) -> NDArray[np.int64]:
+def _deal(table: NDArray[np.int32], count: int, draw: np.random.Generator) -> NDArray[np.int64]:
     groups = len(table)
     wanted = np.tile(table.sum(0) / count, (count, 1))  # photos of each class that a fold still lacks
     room = np.full(count, table.sum() / count)
     totals = np.maximum(table.sum(0), 1)
-    rarity = np.where(table > 0, (table > 0).sum(0), np.inf).min(1)
+    frequency = (table > 0).sum(0)
+    rarity = np.full(groups, np.inf)
+    for c in np.argsort(-frequency, kind="stable"):  # class by class: a table of groups and classes may take gigabytes
+        rarity[table[:, c] > 0] = frequency[c]
     # Rarest class first, then the largest groups (they are hardest to place); ties by the seed.
     order = np.lexsort((draw.permutation(groups), -table.sum(1), rarity))
     folds = np.empty(groups, np.int64)
@@ -87,7 +90,7 @@ def _deal(table: NDArray[np.float64], count: int, draw: np.random.Generator) -> 
     return folds
 
 
-def _mend(table: NDArray[np.float64], folds: NDArray[np.int64], count: int) -> None:
+def _mend(table: NDArray[np.int32], folds: NDArray[np.int64], count: int) -> None:
     """Moves or swaps groups in place as long as each step leaves fewer (fold, class) cells empty."""
     has = table > 0
     cover = np.stack([has[folds == f].sum(0) for f in range(count)])
@@ -129,7 +132,7 @@ def _mend_one(
 
 
 def _missing(
-    table: NDArray[np.float64], folds: NDArray[np.int64], count: int, classes: tuple[str, ...] | list[str]
+    table: NDArray[np.int32], folds: NDArray[np.int64], count: int, classes: tuple[str, ...] | list[str]
 ) -> list[Finding]:
     findings = []
     for c in np.flatnonzero(table.sum(0) > 0):

@@ -21,14 +21,19 @@ def expected_calibration_error(
     confidence: (n,) probability of the predicted class. right: (n,) bool. weight: (n,) or None.
     """
     weight = np.ones(len(confidence)) if weight is None else weight
-    which = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    which = bins_of(confidence, bins)
     gap = np.bincount(which, weight * (confidence - right), minlength=bins)
     return float(np.abs(gap).sum() / weight.sum())
 
 
+def bins_of(confidence: NDArray[np.floating], bins: int = BINS) -> NDArray[np.int64]:
+    """The bin of equal width that each confidence (n,), 0 to 1, falls into: int64 (n,)."""
+    return np.minimum((confidence * bins).astype(np.int64), bins - 1)
+
+
 def reliability(confidence: NDArray[np.floating], right: NDArray[np.bool_], bins: int = BINS) -> list[dict[str, float]]:
     """The reliability curve: for each bin that holds photos, `low`, `high`, `confidence`, `accuracy`, `count`."""
-    which = np.minimum((np.asarray(confidence) * bins).astype(np.int64), bins - 1)
+    which = bins_of(np.asarray(confidence), bins)
     curve = []
     for b in range(bins):
         inside = which == b

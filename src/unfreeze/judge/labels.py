@@ -84,10 +84,11 @@ def belongs_to_groups(given: NDArray[np.generic], groups: NDArray[np.generic]) -
     if len(several) < _GROUPS:
         return False
     shares = table["given"].value_counts(normalize=True).to_numpy()
-    by_chance = np.mean([(shares**size).sum() for size in several["size"]])
+    many, often = np.unique(several["size"].to_numpy(np.int64), return_counts=True)
+    by_chance = float((often * [(shares**size).sum() for size in many.tolist()]).sum() / len(several))
     agreeing = float((several["nunique"] == 1).mean())
     # One photo of many that dissents makes a group disagree: judged by photos as well.
-    most = table.groupby("group")["given"].transform(lambda v: v.value_counts().iloc[0])
+    most = table["group"].map(table.groupby(["group", "given"]).size().groupby("group").max())
     inside = table["group"].map(sizes["size"]) > 1
     agreeing = max(agreeing, float((most[inside] / table.loc[inside, "group"].map(sizes["size"])).mean()) - 0.05)
     return bool(agreeing >= CONSTANT and 1 - agreeing < 0.5 * (1 - by_chance))
@@ -146,7 +147,13 @@ def suspects(
     strongest = scores.argmax(1)
     score = scores.max(1)
     suggested = _composed(labels, doubts, class_values, scores)
-    reasons = [_reason(doubts[a], i, groups) for i, a in enumerate(strongest)]
+    mates = _Mates.of(groups)
+    reasons: dict[int, str] = {}
+
+    def reason(i: int) -> str:
+        """Made for those alone that are told: sentences for a million photos take minutes."""
+        return reasons.get(i) or _reason(doubts[strongest[i]], i, mates)
+
     for kind, pairs in (duplicates or {}).items():
         for i, j in _both_ways(pairs):
             if labels[i] == labels[j]:
@@ -157,7 +164,7 @@ def suspects(
                 score[i], suggested[i] = contradicted, labels[j]
                 reasons[i] = f"{kind} photo as {paths[j]}, which is labelled {classes[labels[j]]}"
             else:
-                reasons[i] += f"; {kind} photo as {paths[j]}, labelled {classes[labels[j]]}"
+                reasons[i] = f"{reason(i)}; {kind} photo as {paths[j]}, labelled {classes[labels[j]]}"
     ranked = [i for i in np.argsort(-score, kind="stable") if score[i] >= _WORTH and suggested[i] != labels[i]]
     return pd.DataFrame(
         {
@@ -165,7 +172,7 @@ def suspects(
             "label": [classes[labels[i]] for i in ranked],
             "suggested": [classes[suggested[i]] for i in ranked],
             "score": score[ranked],
-            "reason": [reasons[i] for i in ranked],
+            "reason": [reason(i) for i in ranked],
         },
         columns=list(SUSPECT_COLUMNS),
     )
@@ -240,12 +247,32 @@ def _composed(labels: Rows, doubts: Sequence[Doubt], class_values: NDArray[np.in
     return found
 
 
-def _reason(d: Doubt, i: int, groups: NDArray[np.generic]) -> str:
+@dataclass(frozen=True)
+class _Mates:
+    """The photos of each group: `order` (n,) holds them side by side, those of group g from `starts[g]` on."""
+
+    group: Rows
+    order: Rows
+    starts: Rows
+
+    @classmethod
+    def of(cls, groups: NDArray[np.generic]) -> _Mates:
+        group, _ = pd.factorize(groups)
+        sizes = np.bincount(group)
+        return cls(group, np.argsort(group, kind="stable"), np.r_[0, np.cumsum(sizes)])
+
+    def __getitem__(self, i: int) -> Rows:
+        """All photos of photo i's group, itself among them."""
+        g = self.group[i]
+        return self.order[self.starts[g] : self.starts[g + 1]]
+
+
+def _reason(d: Doubt, i: int, groups: _Mates) -> str:
     """One plain sentence part for a photo."""
     a = d.attribute
     named, other = a.values[a.given[i]], a.values[d.suggested[i]]
     what = "" if a.name == "label" else f"{a.name}: "
-    mates = np.flatnonzero(groups == groups[i])
+    mates = groups[i]
     if d.dissent[i]:
         say = int((a.given[mates] == d.suggested[i]).sum())
         return f"{what}{say} of the {len(mates) - 1} other photos of its group say {other}, this one {named}"

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unfreeze.judge.calibration import expected_calibration_error
+from unfreeze.judge.calibration import BINS, bins_of, expected_calibration_error
+from unfreeze.judge.resampling import resampled_sums
 
 Scores = dict[str, Any]
 
@@ -69,18 +70,18 @@ def out_of_fold_scores(
     confusion = confusion_matrix(truth, predicted, count)
     right = predicted == truth
 
-    _, member = np.unique(np.asarray(groups).astype(str), return_inverse=True)
-    group_count = int(member.max()) + 1
+    group_count = len(np.unique(np.asarray(groups).astype(str)))
     cells = truth.astype(np.int64) * count + predicted
-    draws = np.random.default_rng(seed)
-    drawn = np.empty((resamples, count, count))
-    drawn_loss, drawn_ece = np.empty(resamples), np.empty(resamples)
     top = probabilities.max(1).astype(np.float64)
-    for i in range(resamples):
-        weight = np.bincount(draws.integers(0, group_count, group_count), minlength=group_count)[member]
-        drawn[i] = np.bincount(cells, weights=weight, minlength=count * count).reshape(count, count)
-        drawn_loss[i] = weight @ losses / weight.sum()
-        drawn_ece[i] = expected_calibration_error(top, right, weight)
+    sums = resampled_sums(
+        groups,
+        [(cells, None, count**2), (np.zeros(n, np.int64), losses, 1), (bins_of(top), top - right, BINS)],
+        resamples,
+        seed,
+    )
+    drawn = np.rint(sums[:, : count**2]).reshape(-1, count, count)
+    photos = drawn.sum((1, 2))
+    drawn_loss, drawn_ece = sums[:, count**2] / photos, np.abs(sums[:, count**2 + 1 :]).sum(1) / photos
 
     tails = 100 * np.array([(1 - level) / 2, (1 + level) / 2])
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfreeze.judge.metrics import macro_f1
+from unfreeze.judge.resampling import resampled_sums
 
 
 def paired_difference(
@@ -25,17 +26,12 @@ def paired_difference(
     (cluster resampling: Davison & Hinkley 1997, 3.8).
     """
     classes = first.shape[1]
-    _, member = np.unique(np.asarray(groups).astype(str), return_inverse=True)
-    count = int(member.max()) + 1
-    draws = np.random.default_rng(seed)
-    weights = [np.bincount(draws.integers(0, count, count), minlength=count)[member] for _ in range(resamples)]
-
-    def scores(probabilities: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Macro F1 as it is, then of each draw."""
-        cells = truth.astype(np.int64) * classes + probabilities.argmax(1)
-        tables = [np.bincount(cells, weights=w, minlength=classes**2) for w in (np.ones(len(truth)), *weights)]
-        return macro_f1(np.stack(tables).reshape(-1, classes, classes))
-
-    difference = scores(second) - scores(first)
+    cells = [truth.astype(np.int64) * classes + probabilities.argmax(1) for probabilities in (first, second)]
+    sums = resampled_sums(groups, [(cell, None, classes**2) for cell in cells], resamples, seed)
+    drawn = np.rint(sums).reshape(-1, 2, classes, classes)
+    # As it is, then of each draw.
+    whole = np.stack([np.bincount(cell, minlength=classes**2).reshape(classes, classes) for cell in cells])
+    scores = macro_f1(np.concatenate([whole[None], drawn]))
+    difference = scores[:, 1] - scores[:, 0]
     low, high = np.percentile(difference[1:], 100 * np.array([(1 - level) / 2, (1 + level) / 2]))
     return {"value": float(difference[0]), "low": float(low), "high": float(high)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,38 @@ def group_weights(groups: NDArray[Any], resamples: int, seed: int) -> Iterator[F
     draws = np.random.default_rng(seed)
     for _ in range(resamples):
         yield np.bincount(draws.integers(0, count, count), minlength=count)[member].astype(np.float64)
+
+
+Sum = tuple[NDArray[np.integer], NDArray[Any] | None, int]
+"""What is summed: the bin of each row (n,), the row's value (n,) or None for 1, and how many bins there are."""
+_DRAWS_AT_ONCE = 8
+
+
+def resampled_sums(groups: NDArray[Any], sums: Sequence[Sum], resamples: int, seed: int) -> F64:
+    """Sums over the rows of each draw of groups, float64 (resamples, all bins of all sums): draws as `group_weights`.
+
+    Rows are summed by group once, so that a draw costs no more than the groups and their filled bins do: for a million
+    rows some milliseconds.
+    """
+    from scipy.sparse import coo_matrix, vstack
+
+    _, member = np.unique(np.asarray(groups).astype(str), return_inverse=True)
+    count, n = int(member.max()) + 1, len(member)
+    of_groups = vstack(
+        [
+            coo_matrix(
+                (np.ones(n) if values is None else np.asarray(values, np.float64), (bins, member)), (width, count)
+            )
+            for bins, values, width in sums
+        ]
+    ).tocsr()
+    draws = np.random.default_rng(seed)
+    out = np.empty((resamples, of_groups.shape[0]))
+    for start in range(0, resamples, _DRAWS_AT_ONCE):
+        some = range(start, min(start + _DRAWS_AT_ONCE, resamples))
+        times = np.stack([np.bincount(draws.integers(0, count, count), minlength=count) for _ in some], 1)
+        out[some.start : some.stop] = (of_groups @ times.astype(np.float64)).T
+    return out
 
 
 def interval(value: float, samples: NDArray[Any], level: float = 0.95) -> dict[str, float]:

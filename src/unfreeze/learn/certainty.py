@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfreeze.core.tables import probability_columns
-from unfreeze.judge.resampling import group_weights, interval
+from unfreeze.judge.resampling import interval, resampled_sums
 from unfreeze.judge.selection import blended
 from unfreeze.learn.blend import Blend
 from unfreeze.learn.classifier import Classifier
@@ -70,13 +70,16 @@ class Certainty:
         right = (proba.argmax(1) == truth).astype(np.float64)
         order = np.argsort(best, kind="stable")
         cuts = np.linspace(0, len(order), min(_STEPS, max(1, len(order) // _LEAST)) + 1).astype(int)
-        weights = np.stack(list(group_weights(groups, _RESAMPLES, 0)))
+        step = np.empty(len(order), np.int64)
+        for number, (start, end) in enumerate(pairwise(cuts)):
+            step[order[start:end]] = number
+        count = len(cuts) - 1
+        drawn = resampled_sums(groups, [(step, right, count), (step, None, count)], _RESAMPLES, 0)
         steps = []
-        for start, end in pairwise(cuts):
+        for number, (start, end) in enumerate(pairwise(cuts)):
             rows = order[start:end]
-            drawn = weights[:, rows]
             with np.errstate(invalid="ignore"):
-                samples = (drawn @ right[rows]) / drawn.sum(1)
+                samples = drawn[:, number] / drawn[:, count + number]
             share = interval(float(right[rows].mean()), samples)
             word = next(w for least, w in _WORDS if share["value"] >= least)
             ends = float(best[rows[0]]), float(best[rows[-1]])
