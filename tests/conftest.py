@@ -1,8 +1,29 @@
-"""What every test needs: a cache of its own, so that none reads or fills the user's."""
+"""What every test needs: a cache of its own, so that none fills the user's; and which tests are left for soaking."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+
+TESTS = Path(__file__).parent
+LONG = tuple(line for line in (TESTS / "long.txt").read_text().splitlines() if line and line[0] != "#")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what long.txt names, so that `make test` passes it over. A name that no test has is an error."""
+    named = set[str]()
+    seen = set[str]()
+    for item in items:
+        name = item.nodeid.removeprefix("tests/")
+        seen.add(name.partition("::")[0])
+        for line in LONG:
+            if name.startswith(line):
+                named.add(line)
+                item.add_marker(pytest.mark.soak)
+    whole = len(seen) > 100  # a part of a file may well lack some
+    if whole and (stale := set(LONG) - named):
+        raise pytest.UsageError(f"tests/long.txt names what is not there: {', '.join(sorted(stale))}")
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -120,13 +121,15 @@ def started(arguments: list[str]) -> subprocess.Popen[str]:
     )
 
 
-def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    try:
-        return [
-            p for p in psutil.Process(process.pid).children() if "unfreeze.learn.train.worker" in " ".join(p.cmdline())
-        ]
-    except psutil.Error:
-        return []
+def workers_of(parent: psutil.Process, below: bool = False) -> list[psutil.Process]:
+    """The training processes that a process started; below: and those of its children. Who has just ended is none."""
+    found = []
+    with contextlib.suppress(psutil.Error):
+        for child in parent.children(recursive=below):
+            with contextlib.suppress(psutil.Error):
+                if "unfreeze.learn.train.worker" in " ".join(child.cmdline()):
+                    found.append(child)
+    return found
 
 
 def wait_for(what: Callable[[], object], seconds: float = 90) -> None:
@@ -144,9 +147,7 @@ def gone(processes: list[psutil.Process]) -> bool:
 def long(source: Path, tmp_path: Path) -> Iterator[list[str]]:
     """A command of enough epochs to be met in the middle of them."""
     yield command("late", source, tmp_path / "run", *LONG)
-    assert gone(
-        [p for p in psutil.Process().children(recursive=True) if "unfreeze.learn.train.worker" in " ".join(p.cmdline())]
-    )
+    assert gone(workers_of(psutil.Process(), below=True))
 
 
 @pytest.fixture(scope="module")
@@ -168,8 +169,9 @@ def test_killed_while_training_and_taken_up(
         wait_for(lambda: list(run.glob("fold-*/model.safetensors")))
     else:  # a row is told after its checkpoint was written, or would have been
         wait_for(lambda: log.exists() and log.read_text().count("\n") > random.Random(victim).randint(2, 15))
-    workers = workers_of(process)
-    assert workers
+    workers: list[psutil.Process] = []
+    # Between two folds there may be none for a moment.
+    wait_for(lambda: workers.extend(workers_of(psutil.Process(process.pid))) or workers, 20)
     if victim == "all":
         os.killpg(process.pid, signal.SIGKILL)
     elif victim == "parent":

@@ -65,7 +65,7 @@ def here(source, folder, strategy, **changes):
         return fit(source, folder, strategy, **changes)
 
 
-@pytest.mark.parametrize("strategy", ["probe", "late", "full"])
+@pytest.mark.parametrize("strategy", ["probe", "late", pytest.param("full", marks=pytest.mark.soak)])
 def test_a_run_equals_the_one_made_here(strategy, two_workers, source, tmp_path):
     assert two_workers.cpus == 2
     there, own = fit(source, tmp_path / "there", strategy), here(source, tmp_path / "here", strategy)

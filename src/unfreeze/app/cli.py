@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import shutil
+import signal
 import sys
 from typing import Any
 
@@ -32,6 +33,7 @@ from unfreeze.app import (
 )
 from unfreeze.app.console import complain
 from unfreeze.core.errors import UnfreezeError
+from unfreeze.core.progress import WATCHED
 
 # typer carries its own copy of click from 0.16 on; its errors are that copy's.
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -89,7 +91,10 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks must not end a command
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if os.environ.get(WATCHED):  # the studio stops its jobs so, also where the shell that began it ignores Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        _refuse_bytes(sys.argv[1:])
         code = app(standalone_mode=False)
         if code == INTERRUPTED:  # typer turns Ctrl-C into this code, in silence
             raise KeyboardInterrupt
@@ -112,6 +117,15 @@ def main() -> None:
         where = f"{error.filename}: " if error.filename else ""
         complain(f"{where}{error.strerror or error}. Check the path, its permissions and the space left on the disk.")
         sys.exit(2)
+
+
+def _refuse_bytes(arguments: list[str]) -> None:
+    """UnfreezeError for an argument that is not valid UTF-8: no recipe, table or page could hold such a name."""
+    for argument in arguments:
+        try:
+            argument.encode("utf-8")
+        except UnicodeEncodeError:
+            raise UnfreezeError(f"{argument}: this is not valid UTF-8; rename the file or folder.") from None
 
 
 def _help_hint(error: UsageError) -> str:

@@ -17,9 +17,10 @@ from servedruns import BOUNDARY, Here, form, head, picture, served, until
 from unfreeze.core.errors import RunError
 from unfreeze.core.runs import Run
 from unfreeze.core.tables import probability_columns
+from unfreeze.data.scans import SCANS, scans_of
 from unfreeze.deliver.web.serving import serve, token_for
 from unfreeze.deliver.web.serving_limits import KINDS, Limits
-from unfreeze.deliver.web.serving_photos import SCANS, pixels_of, scans_of
+from unfreeze.deliver.web.serving_photos import pixels_of
 from unfreeze.learn.direct import Direct
 
 TOKEN = "a-token-of-a-test"
@@ -340,9 +341,13 @@ def test_who_hangs_up_is_worked_for_no_longer(direct: Direct, photo: bytes, slow
 
 def test_too_much_waiting_and_too_late(direct: Direct, photo: bytes, slow_photo: bytes) -> None:
     with served(direct, Limits(files=4, waiting=4, seconds=1.0)) as here, ThreadPoolExecutor(1) as pool:
-        late = pool.submit(here.predict, *[("slow", picture((6900, 7000), "PNG"))] * 4)
-        until(lambda: here.served.held.photos == 4)
-        full = here.predict(("a.jpg", photo))
+        for _ in range(5):  # on a busy machine the four may be given up before the fifth has come
+            late = pool.submit(here.predict, *[("slow", picture((6900, 7000), "PNG"))] * 4)
+            until(lambda: here.served.held.photos == 4)
+            full = here.predict(("a.jpg", photo))
+            if full.status_code != 200:
+                break
+            late.result()
         complaint(full, "queue_full")
         assert full.headers["retry-after"] == "1"
         complaint(late.result(), "overdue")
