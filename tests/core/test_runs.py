@@ -41,15 +41,27 @@ def run(tmp_path) -> Path:
     return tmp_path / "runs" / "r"
 
 
+HALF = {"value": 0.5, "low": 0.0, "high": 1.0}
+SCORE = {
+    "photos": 2,
+    "groups": 2,
+    "chance": {"class": "x", "accuracy": 0.5},
+    **dict.fromkeys(("macro_f1", "accuracy", "log_loss", "ece"), HALF),
+    "per_class": [{"class": "x", "support": 1, "f1": HALF, "precision": HALF, "recall": HALF}],
+}
+
+
+def predicted(photos):
+    return photos.table.assign(fold=0, p_x=0.5, p_y=0.5)
+
+
 def write(run, photos, recipe=RECIPE, force=False, done=True):
     with begin(run, recipe, photos, "unfreeze fit x", force):
         (run / "fold-0").mkdir(exist_ok=True)
         (run / "fold-0" / "head.safetensors").write_bytes(b"head")
         if done:
-            save_table(run / "oof.parquet", photos.table)
-            (run / "scores.json").write_text(
-                '{"out_of_fold": {"photos": 2, "groups": 2, "macro_f1": 0.5, "accuracy": 0.5}}'
-            )
+            save_table(run / "oof.parquet", predicted(photos))
+            (run / "scores.json").write_text(json.dumps({"out_of_fold": SCORE}))
             finish(run)
 
 
@@ -64,7 +76,7 @@ def test_a_run_from_begin_to_finish(run, photos):
     assert opened.classes == ("x", "y")
     assert opened.info["answers"] == [0, 1]
     assert opened.scores()["out_of_fold"]["photos"] == 2
-    assert opened.predictions().equals(photos.table)
+    assert opened.predictions().equals(predicted(photos))
     assert len(opened.head_files()) == RECIPE.folds.count
     assert (opened.info["status"], opened.info["format"]) == ("finished", FORMAT)
 
@@ -263,7 +275,7 @@ def test_list_runs(run, photos, tmp_path):
         "odd": "unreadable",
         "scoreless": "finished",
     }
-    assert rows["r"]["macro_f1"] == 0.5
+    assert rows["r"]["macro_f1"] == HALF
     assert [row["run"] for row in list_runs(run)] == [str(run)]
 
 

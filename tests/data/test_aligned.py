@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import time
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 
+from unfreeze.data import aligned
 from unfreeze.data.aligned import _TILE, aligned_duplicates
 from unfreeze.data.images import MAX_PIXELS
 from unfreeze.data.looks import _row
@@ -125,3 +127,25 @@ def test_a_crowd_costs_no_squares():
     assert len(pairs) <= 3000 * 2 * 8
     assert len(np.unique(pairs)) == 3000
     assert time.process_time() - started < 30
+
+
+def test_trees_find_what_all_tiles_find(monkeypatch):
+    """Leaves of 16 of 1,200 photos: as deep a tree as a million photos have; the same pairs each time."""
+    originals = [scene(seed, 64, 48) for seed in range(600)]
+    seen = rows([*originals, *(cropped(image, 0.03, 0.02, 0.0, 0.03) for image in originals)])
+    asked = seen["grey"], seen["thumb"], np.ones(len(seen), bool)
+    every = set(map(tuple, aligned_duplicates(*asked).tolist()))
+    assert len(every) > 500
+    monkeypatch.setattr(aligned, "_ALL", 0)
+    monkeypatch.setattr(aligned, "_tree", functools.partial(aligned._tree, leaf=16))
+    some = [set(map(tuple, aligned_duplicates(*asked).tolist())) for _ in range(2)]
+    assert some[0] == some[1] <= every
+    assert len(some[0]) >= 0.98 * len(every)
+
+
+def test_leaves_hold_every_photo_once():
+    low = np.random.default_rng(0).normal(0, 1, (1000, 64)).astype(np.float32)
+    leaves = [here for here, _ in aligned._tree(low, 0, leaf=30)]
+    assert max(map(len, leaves)) <= 30
+    assert sorted(np.concatenate(leaves).tolist()) == list(range(1000))
+    assert len(list(aligned._tree(np.ones((100, 64), np.float32), 0, leaf=30))) == 4  # all alike: still halves

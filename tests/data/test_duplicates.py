@@ -6,9 +6,11 @@ import itertools
 import time
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unfreeze.data import duplicates
 from unfreeze.data.duplicates import NEAR_BITS, NEAR_COLOUR, exact_duplicates, joined_groups, near_duplicates
 
 
@@ -121,3 +123,30 @@ def test_speed():
     thumbs[:] = 0
     assert len(set(joined_groups(np.arange(20_000), near_duplicates(hashes, thumbs, usable)))) == 1
     assert time.perf_counter() - started < 8
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 10_000))
+def test_two_bands_together_find_what_one_band_finds(seed):
+    """As for more than 200,000 photos: up to NEAR_BITS bits that differ leave two bands of sixteen whole."""
+    draw = np.random.default_rng(seed)
+    hashes, thumbs = random_looks(60, draw)
+    for i in range(30):
+        hashes[30 + i] = flip(hashes[i], draw.integers(0, NEAR_BITS + 3), draw)
+        thumbs[30 + i] = thumbs[i]
+    usable = draw.random(60) < 0.9
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "_ONE_BAND", 0)
+        assert near_duplicates(hashes, thumbs, usable).tolist() == brute(hashes, thumbs, usable)
+
+
+def test_bits_spread_over_as_many_bands_as_can_be():
+    """The hardest case: fourteen bits, each in a band of its own."""
+    draw = np.random.default_rng(0)
+    hashes, thumbs = random_looks(2, draw)
+    words = hashes[:1].view(np.uint16).copy()
+    words[0, :NEAR_BITS] ^= np.uint16(1)
+    hashes[1], thumbs[1] = words.view(np.uint64)[0], thumbs[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "_ONE_BAND", 0)
+        assert near_duplicates(hashes, thumbs, np.ones(2, bool)).tolist() == [[0, 1]]

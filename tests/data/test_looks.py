@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -95,6 +96,18 @@ def test_a_second_look_decodes_nothing(folder, monkeypatch):
     assert same(look(photos), first)
     (folder / "0.png").rename(folder / "z.png")  # known by content
     assert look(photos_of(folder)).hashes() == first.hashes()[1:] + first.hashes()[:1]
+
+
+def test_copies_of_one_content_are_decoded_once(folder, monkeypatch, fresh_cache):
+    for name in ("copy1.png", "copy2.png"):
+        shutil.copy(folder / "0.png", folder / name)
+    decoded = []
+    monkeypatch.setattr(looks, "decode_sized", lambda *a: decoded.append(1) or images.decode_sized(*a))
+    photos = photos_of(folder)
+    seen = look(photos)
+    assert len(decoded) == len(photos) - 2
+    assert seen.hashes()[-2:] == seen.hashes()[:1] * 2 and (seen.dhash[-2:] == seen.dhash[0]).all()
+    assert seen.width[-1] == seen.width[0] > 0 and same(look(photos), seen)
 
 
 def test_written_in_parts(folder, monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from unfreeze.judge.metrics import confusion_matrix
-from unfreeze.judge.resampling import group_weights, interval, soft_confusion, weighted_confusion
+from unfreeze.judge.resampling import group_weights, interval, resampled_sums, soft_confusion, weighted_confusion
 
 
 def test_a_group_is_drawn_whole_and_the_same_seed_draws_the_same():
@@ -32,3 +32,16 @@ def test_confusions_of_weights_and_of_certain_probabilities_are_the_plain_one():
     assert (soft_confusion(np.eye(3)[truth], called) == plain).all()
     half = soft_confusion(np.full((40, 3), 1 / 3), called, np.full(40, 3.0))
     assert half.sum(0) == pytest.approx(3 * np.bincount(called, minlength=3))
+
+
+def test_sums_of_draws_are_those_of_the_weighted_rows():
+    """Over a thousand rows in groups of all sizes, as summing row by row gives them."""
+    draws = np.random.default_rng(0)
+    groups = draws.integers(0, 90, 1000).astype(str)
+    bins, values = draws.integers(0, 4, 1000), draws.normal(0, 1, 1000)
+    found = resampled_sums(groups, [(bins, None, 4), (np.zeros(1000, int), values, 1), (bins, values, 5)], 21, 7)
+    assert found.shape == (21, 10)
+    for row, weight in zip(found, group_weights(groups, 21, 7), strict=True):
+        assert (row[:4] == np.bincount(bins, weight, 4)).all()
+        assert row[4] == pytest.approx(weight @ values)
+        assert row[5:] == pytest.approx(np.bincount(bins, weight * values, 5))

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unfreeze.app.console import emit_json, number, reporter, say, scored, show, then
 from unfreeze.app.judged import verdicts_said
-from unfreeze.core.errors import RecipeError, nearest
+from unfreeze.core.errors import RecipeError, UnfreezeError, nearest
 from unfreeze.core.qualities import QUALITIES
 from unfreeze.core.recipe import Recipe, parse_assignments, read_recipe
 
+if TYPE_CHECKING:
+    from unfreeze.core.runs import Run
+
 SourceArgument = Annotated[
-    str, typer.Argument(help="A folder of class folders, a CSV, or the competition's root.", metavar="SOURCE")
+    str,
+    typer.Argument(help="A folder of class folders, a CSV, .tar shards, or the competition's root.", metavar="SOURCE"),
 ]
 Label = Annotated[
     list[str] | None,
@@ -173,6 +178,7 @@ def fit(
         options["source.verdicts"] = str(verdicts.expanduser().absolute())
     chosen = make_recipe(recipe, quality, set_, options)
     work = working_on(engine)
+    from unfreeze.core.runs import default_folder
     from unfreeze.data.readers import read
     from unfreeze.deliver.report import write_report
     from unfreeze.study.auto import fit as fit_photos
@@ -181,18 +187,22 @@ def fit(
     photos = read(source, chosen.source)
     voice.say(photos.choice)
     read_seconds = round(time.perf_counter() - started, 3)
-    with work:
-        done = fit_photos(
-            photos,
-            chosen,
-            run,
-            force=force,
-            compare_random=compare_random,
-            command=_typed(),
-            reporter=voice,
-            timings={"read": read_seconds},
-            track=track or (),
-        )
+    done = None if force else _unreported(run or default_folder(chosen), chosen)
+    if done:
+        voice.say(f"{done.path}: was finished before; only its report was missing.")
+    else:
+        with work:
+            done = fit_photos(
+                photos,
+                chosen,
+                run,
+                force=force,
+                compare_random=compare_random,
+                command=_typed(),
+                reporter=voice,
+                timings={"read": read_seconds},
+                track=track or (),
+            )
     page = write_report(done.path)
     scores = done.scores()
     if json:
@@ -201,6 +211,18 @@ def fit(
     _print_scores(scores)
     say(f"Report: {page}   ({time.perf_counter() - started:.1f} s in all)")
     then(f"unfreeze predict {shlex.quote(str(done.path))} NEW_PHOTOS")
+
+
+def _unreported(folder: Path, recipe: Recipe) -> Run | None:
+    """The recipe's finished run, if its report is missing: cut off there, the same command has to end it."""
+    from unfreeze.core.runs import open_run
+
+    if (folder / "report.html").exists():
+        return None
+    with contextlib.suppress(UnfreezeError):  # none, unfinished or damaged: fitting says what to do
+        found = open_run(folder)
+        return found if found.recipe == recipe else None
+    return None
 
 
 def _print_scores(scores: dict[str, Any]) -> None:

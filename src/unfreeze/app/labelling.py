@@ -36,7 +36,7 @@ def suspects(
 
     Example: `unfreeze suspects runs/masks --out suspects.csv`
     """
-    from unfreeze.core.files import write_whole
+    from unfreeze.core.cells import write_csv
     from unfreeze.deliver.report import write_report
     from unfreeze.study.suspects import find_suspects
 
@@ -45,7 +45,7 @@ def suspects(
     voice = reporter(json)
     found = find_suspects(run, truth, voice)
     if out:
-        write_whole(out, lambda p: found.table.to_csv(p, index=False, lineterminator="\n"))
+        write_csv(out, found.table)
     try:
         write_report(run)
     except StorageError as error:  # a run that may only be read still has suspects

@@ -64,6 +64,7 @@ def predict(
 
     Example: `unfreeze predict runs/masks eval/images --template eval/info.csv --out submission.csv`
     """
+    from unfreeze.core.cells import write_csv
     from unfreeze.core.files import write_whole
     from unfreeze.data.grouping import groups_of
     from unfreeze.data.listing import list_images
@@ -96,7 +97,7 @@ def predict(
     elif target.suffix.lower() == ".parquet":
         write_whole(target, lambda p: table.to_parquet(p, index=False))
     else:
-        write_whole(target, lambda p: table.to_csv(p, index=False, lineterminator="\n"))
+        write_csv(target, table)
     counted = table["label"].value_counts()
     if json:
         emit_json({"out": str(target), "photos": len(table), "errors": len(failed), "labels": counted.to_dict()})

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
+import re
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from unfreeze.core.errors import StorageError
+from unfreeze.core.errors import StorageError, UnfreezeError
 
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
@@ -25,6 +28,8 @@ _REASONS = {
     errno.ENAMETOOLONG: "the name is too long for this file system; choose a shorter one",
     errno.EFBIG: "the file system takes no file this large; choose another disk",
 }
+# With less than this left a disk is full: what did not fit has taken all but the last blocks.
+_ROOM = 1 << 17
 
 
 @contextlib.contextmanager
@@ -40,6 +45,29 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def words_of_full_disks(folder: Path) -> Iterator[None]:
+    """What a library raises of its own for a full disk at `folder` becomes the system's error.
+
+    Those in Rust say the number; torch says nothing, but the disk is full when it fails.
+    """
+    try:
+        yield
+    except (OSError, UnfreezeError):
+        raise
+    except Exception as error:
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
+        refuse_full(folder)
+        raise
+
+
+def refuse_full(folder: Path, room: int = _ROOM) -> None:
+    """Raises the system's error of a full disk where less than `room` bytes are left for `folder`."""
+    if shutil.disk_usage(folder).free < room:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     """Calls `write` with a temporary path beside `path`, then renames it into place.
 
@@ -49,7 +77,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            write(temporary)
+            with words_of_full_disks(path.parent):
+                write(temporary)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -59,6 +88,18 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
 def write_text(path: Path, text: str) -> Path:
     """Writes UTF-8 text whole, with \\n as line end."""
     return write_whole(path, lambda temporary: temporary.write_bytes(text.encode("utf-8")))
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in a file. OSError; ValueError where it is none, is nested too deeply, or holds what is no text."""
+    text = path.read_text("utf-8")
+    try:
+        value = json.loads(text)
+        if "\\ud" in text.lower():  # half of a pair, written as an escape, could not be written or shown again
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return value
 
 
 def write_json(path: Path, value: Any) -> Path:

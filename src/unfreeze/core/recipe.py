@@ -12,6 +12,8 @@ from pydantic_core import PydanticCustomError
 
 from unfreeze.core.errors import RecipeError, nearest
 
+_SHOWN = 200  # characters of a value that an error repeats
+MOST_SEED = 2**32 - 1  # numpy's and scikit-learn's generators take no larger one
 # The crop that is a square around the largest face instead of a share of the photo.
 FACE = "face"
 
@@ -26,9 +28,22 @@ Crop = Annotated[float | Literal["face"], BeforeValidator(_crop)]
 
 
 class Section(BaseModel):
-    """A frozen part of a recipe; unknown keys are refused."""
+    """A frozen part of a recipe; unknown keys are refused, and so is what no TOML file could hold."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _writable(cls, value: Any) -> Any:
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, str) and not one.isascii():
+                try:
+                    one.encode("utf-8")
+                except UnicodeEncodeError:
+                    raise PydanticCustomError("text", "the text is not valid UTF-8; rename what it names") from None
+            if isinstance(one, int) and abs(one) >= 1 << 63:
+                raise PydanticCustomError("number", "the number is too large for a recipe")
+        return value
 
 
 class Source(Section):
@@ -301,7 +316,7 @@ class Recipe(Section):
     engine: Literal["auto", "openvino-f32", "openvino-bf16", "torch"] = Field(
         default="auto", description="what runs the frozen network; auto: the fastest that agrees with float32"
     )
-    seed: int = Field(default=0, ge=0, description="of everything random")
+    seed: int = Field(default=0, ge=0, le=MOST_SEED, description="of everything random")
     source: Source = Source()
     image: Image = Image()
     folds: Folds = Folds()
@@ -332,13 +347,21 @@ def from_mapping(values: dict[str, Any], origin: str = "recipe") -> Recipe:
 def read_recipe(path: Path) -> Recipe:
     """The Recipe in a TOML file. RecipeError if it cannot be read or does not validate."""
     try:
-        return from_mapping(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
+        return from_mapping(parse_toml(path.read_text(encoding="utf-8")), str(path))
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe file.") from None
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()}).") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise RecipeError(f"{path}: not valid TOML ({error}).") from None
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """TOML text as nested dicts. ValueError where it is none, too deeply nested, or has a number of too many digits."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
@@ -349,8 +372,8 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
         if not equals or not key.strip():
             raise RecipeError(f"--set {item}: write it as key=value, for example --set folds.count=10.")
         try:
-            values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+            values[key.strip()] = parse_toml(f"value = {text}")["value"]
+        except ValueError:
             values[key.strip()] = text
     return values
 
@@ -383,4 +406,12 @@ def _explained(error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"unknown key '{key}'.{nearest(key, _keys(Recipe))}"
-    return f"{key} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}."
+    return f"{key} = {_shown(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}."
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        return "(a number of too many digits)"
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

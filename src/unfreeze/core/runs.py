@@ -19,6 +19,7 @@ from unfreeze.core.cache import fingerprint
 from unfreeze.core.errors import RunError, UnfreezeError, listed
 from unfreeze.core.files import storage_errors, write_json, write_text, write_whole
 from unfreeze.core.recipe import Recipe, read_recipe
+from unfreeze.core.run_files import json_of, photos_of, predictions_of, scores_of, unlike
 from unfreeze.core.tables import Finding, Photos, findings_table
 
 FORMAT = 1
@@ -94,15 +95,15 @@ class Run:
 
     def scores(self) -> dict[str, Any]:
         """scores.json: `out_of_fold` as judge.metrics gives it, `folds`, and `test` or `random_split` if there."""
-        return _json(self.path / "scores.json")
+        return scores_of(self.path / "scores.json")
 
     def predictions(self) -> pd.DataFrame:
         """The out-of-fold predictions: path, fold, label, p_<class>."""
-        return _parquet(self.path / "oof.parquet")
+        return predictions_of(self.path, self.classes)
 
     def photos(self) -> pd.DataFrame:
         """The photos table with unit, fold, hash, width and height."""
-        return _parquet(self.path / "photos.parquet")
+        return photos_of(self.path, self.classes)
 
     def head_files(self) -> list[Path]:
         """The heads' files, in fold order."""
@@ -120,6 +121,9 @@ def open_run(path: str | Path) -> Run:
     absent = [key for key in ("root", "classes", "answers", "attributes") if key not in info]
     if absent:
         raise RunError(f"{path / 'run.json'}: is damaged (no {listed(absent)}); fit the run again with --force.")
+    wrong = unlike(info)
+    if wrong:
+        raise RunError(f"{path / 'run.json'}: is damaged ({wrong}); fit the run again with --force.")
     return Run(path, read_recipe(path / "recipe.toml"), info)
 
 
@@ -230,9 +234,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     rows = []
     with contextlib.suppress(OSError, UnicodeDecodeError):
         for line in (path / "log.jsonl").read_text("utf-8").splitlines():
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 rows.append(json.loads(line))
-    return rows
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def list_runs(folder: Path) -> list[dict[str, Any]]:
@@ -246,7 +250,7 @@ def list_runs(folder: Path) -> list[dict[str, Any]]:
             info = _info(file.parent)
             row |= {k: info.get(k) for k in ("status", "strategy", "backbone", "finished")}
             if info["status"] == "finished":
-                score = _json(file.parent / "scores.json")["out_of_fold"]
+                score = scores_of(file.parent / "scores.json")["out_of_fold"]
                 row |= {k: score[k] for k in ("photos", "groups", "macro_f1", "accuracy")}
         rows.append(row)
     return rows
@@ -257,7 +261,7 @@ def _info(path: Path) -> dict[str, Any]:
         raise RunError(f"{path}: no such run folder.{_neighbours(path)}")
     if not (path / "run.json").is_file():
         raise RunError(f"{path}: is not a run (it has no run.json).{_neighbours(path / 'x')}")
-    info = _json(path / "run.json")
+    info = json_of(path / "run.json")
     if not isinstance(info, dict) or "format" not in info or "status" not in info:
         raise RunError(f"{path / 'run.json'}: is damaged; fit the run again with --force.")
     if not isinstance(info["format"], int) or info["format"] > FORMAT:
@@ -272,24 +276,6 @@ def _neighbours(path: Path) -> str:
     parent = path.parent
     names = sorted(str(p.parent) for p in parent.glob("*/run.json")) if parent.is_dir() else []
     return f" Runs nearby: {listed(names)}." if names else ""
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{path}: is missing; the run is not whole, fit it again with --force.") from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read ({error}); fit the run again with --force.") from None
-
-
-def _parquet(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path)
-    except FileNotFoundError:
-        raise RunError(f"{path}: is missing; the run is not whole, fit it again with --force.") from None
-    except Exception as error:  # pyarrow's errors have no common base that is ours to name
-        raise RunError(f"{path}: cannot be read ({error}); fit the run again with --force.") from None
 
 
 def _is_beginning(file: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -90,6 +90,20 @@ def findings_table(findings: tuple[Finding, ...] | list[Finding]) -> pd.DataFram
     table = pd.DataFrame(rows, columns=list(FINDING_COLUMNS))
     rank = table["severity"].map({s: -i for i, s in enumerate(SEVERITIES)})
     return table.iloc[rank.argsort(kind="stable")].reset_index(drop=True)
+
+
+def read_parquet(file: Any, columns: list[str] | None = None) -> pd.DataFrame:
+    """A Parquet file's table. Raises nearly anything where it is none; ValueError where its text is not UTF-8, which
+    pandas would tell only when the text is used.
+    """
+    import pyarrow
+
+    table = pd.read_parquet(file, columns=columns)
+    for i in range(table.shape[1]):
+        values = table.iloc[:, i]
+        if isinstance(values.dtype, pd.StringDtype):
+            pyarrow.array(values.array).validate(full=True)
+    return table
 
 
 def probability_columns(classes: tuple[str, ...] | list[str]) -> list[str]:

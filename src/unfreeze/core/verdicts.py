@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from unfreeze.core.cells import guarded, plain
 from unfreeze.core.errors import VerdictsError, listed, nearest
 from unfreeze.core.files import storage_errors, write_whole
 from unfreeze.core.tables import Finding
@@ -26,7 +27,6 @@ NAME = "verdicts.csv"
 COLUMNS = ("path", "hash", "verdict", "label", "when")
 VERDICTS = ("keep", "relabel", "exclude")
 MAX_BYTES = 200_000_000
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
 _WRITING = threading.Lock()  # flock is between processes; this is between threads
 
 
@@ -52,16 +52,12 @@ def append_verdict(file: Path, verdict: Verdict) -> None:
     """
     with _WRITING, storage_errors(file), _locked(file) as stream:
         whole, torn = _records(_content(stream, file), file)
-        if whole:
-            _columns(whole[0], file)
+        line = _line(_written(verdict, whole[0], file), _separator(whole[0])) if whole else _line(_cells(verdict))
         if torn:
             stream.truncate(sum(len(record.encode("utf-8", "surrogateescape")) for record in whole))
-        stream.seek(0, os.SEEK_END)
         head = "" if whole else _line(COLUMNS)
         before = "\n" if whole and not whole[-1].endswith("\n") else ""
-        stream.write((before + head + _line(_cells(verdict))).encode("utf-8", "surrogateescape"))
-        stream.flush()
-        os.fsync(stream.fileno())
+        _put(stream, (before + head + line).encode("utf-8", "surrogateescape"))
 
 
 def withdraw_verdict(file: Path, path: str) -> bool:
@@ -71,7 +67,7 @@ def withdraw_verdict(file: Path, path: str) -> bool:
         columns = _columns(whole[0], file) if whole else {}
         for number in range(len(whole) - 1, 0, -1):
             cells = _parsed(whole[number], _separator(whole[0]))
-            if cells and _plain(cells[columns["path"]]) == path:
+            if cells and plain(cells[columns["path"]]) == path:
                 _replace(file, "".join(whole[:number] + whole[number + 1 :]))
                 return True
     return False
@@ -130,7 +126,7 @@ def _verdict(
         return None
     if len(cells) <= max(columns[name] for name in ("path", "verdict")):
         raise VerdictsError(f"{where}: has {len(cells)} cell(s); it needs path and verdict. Mend or remove that line.")
-    values = {name: _plain(cells[i]) if i < len(cells) else "" for name, i in columns.items()}
+    values = {name: plain(cells[i]) if i < len(cells) else "" for name, i in columns.items()}
     path, word, label = values["path"], values["verdict"].strip().lower(), values.get("label", "")
     if not path:
         raise VerdictsError(f"{where}: names no photo. Fill or remove that line.")
@@ -194,7 +190,11 @@ def _separator(header: str) -> str:
 
 
 def _parsed(record: str, separator: str) -> list[str]:
-    return next(csv.reader(io.StringIO(record, newline=""), delimiter=separator), [])
+    try:
+        return next(csv.reader(io.StringIO(record, newline=""), delimiter=separator), [])
+    except csv.Error as error:  # a cell of more than 131,072 characters, for one
+        start = listed([record[:40]])
+        raise VerdictsError(f"the line that starts with '{start}' of the file of verdicts: {error}; mend it.") from None
 
 
 def _content(stream: BinaryIO, file: Path) -> str:
@@ -205,19 +205,40 @@ def _content(stream: BinaryIO, file: Path) -> str:
     return stream.read().decode("utf-8", "surrogateescape")  # names need not be UTF-8
 
 
-def _line(cells: Iterable[str]) -> str:
+def _line(cells: Iterable[str], separator: str = ",") -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\r\n").writerow(cells)  # so that a \r in a cell is quoted as well
+    # Ended so, a \r in a cell is quoted as well.
+    csv.writer(text, delimiter=separator, lineterminator="\r\n").writerow(cells)
     return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _cells(verdict: Verdict) -> list[str]:
     cells = [verdict.path, verdict.hash, verdict.verdict, verdict.label, verdict.when or now()]
-    return [f"'{cell}" if cell.startswith(_FORMULA) else cell for cell in cells]
+    return [guarded(cell) for cell in cells]
 
 
-def _plain(cell: str) -> str:
-    return cell[1:] if cell[:1] == "'" and cell[1:2] in _FORMULA and len(cell) > 1 else cell
+def _written(verdict: Verdict, header: str, file: Path) -> list[str]:
+    """The cells in the order of the file's own header, which a person may have written."""
+    columns = _columns(header, file)
+    if verdict.label and "label" not in columns:
+        raise VerdictsError(f"{file}: has no column 'label', which a relabel needs; add one to its first line.")
+    cells = [""] * len(_parsed(header, _separator(header)))
+    for name, cell in zip(COLUMNS, _cells(verdict), strict=True):
+        if name in columns:
+            cells[columns[name]] = cell
+    return cells
+
+
+def _put(stream: BinaryIO, line: bytes) -> None:
+    """Puts it behind the file's content, all of it or nothing: what a full disk has refused must not be read later."""
+    end = stream.seek(0, os.SEEK_END)
+    try:
+        while line:
+            line = line[os.write(stream.fileno(), line) :]
+        os.fsync(stream.fileno())
+    except OSError:
+        os.ftruncate(stream.fileno(), end)
+        raise
 
 
 def _replace(file: Path, text: str) -> None:

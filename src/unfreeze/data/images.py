@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
+import threading
 import warnings
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from unfreeze.core.errors import PhotoError
+from unfreeze.data.scans import TOO_MANY, too_many_scans
 from unfreeze.data.shards import has_member, read_member, split_path
 
 Pixels = NDArray[np.uint8]
@@ -24,6 +27,10 @@ FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "TGA", "AV
 MAX_PIXELS = 178_000_000
 MAX_BYTES = 1 << 29
 NO_MEMORY = "not enough memory to decode it"
+# Pillow takes some 10 bytes a pixel for a moment: a photo of more pixels waits for others of that kind, so that a few
+# small files cannot fill the memory together. JPEGs are not meant: they are decoded small.
+_LARGE = 30_000_000
+_alone = threading.Lock()
 _ORIENTATION = 0x0112
 # libjpeg may shrink a photo to this many times the size that is needed: nearer, features drift from those of a full
 # decode (mean cosine .998 instead of .999) and ordinary photos gain no speed.
@@ -86,15 +93,18 @@ def decode_sized(
             width, height = image.size
             if width * height > max_pixels:
                 raise PhotoError(path, f"{width} x {height} pixels are more than the limit of {max_pixels:,}")
+            if too_many_scans(data):
+                raise PhotoError(path, TOO_MANY)
             if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
                 pixels = _fast_jpeg(data, short_side)
                 if pixels is not None:
                     orientation = _orientation(image)
                     size = (height, width) if orientation in _TURNED else (width, height)
                     return _upright(pixels, orientation), size
-            image.load()
-            # Asked after loading: Pillow turns a TIFF itself, and then takes the tag away.
-            pixels = _upright(np.asarray(_rgb(image)), _orientation(image))
+            with _alone if width * height > _LARGE else contextlib.nullcontext():
+                image.load()
+                # Asked after loading: Pillow turns a TIFF itself, and then takes the tag away.
+                pixels = _upright(np.asarray(_rgb(image)), _orientation(image))
             return pixels, (pixels.shape[1], pixels.shape[0])
     except PhotoError:
         raise

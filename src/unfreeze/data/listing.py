@@ -8,7 +8,7 @@ from unfreeze.core.errors import SourceError
 from unfreeze.core.recipe import Source
 from unfreeze.data.sheet import KINDS
 from unfreeze.data.tabular import paths_of
-from unfreeze.data.walk import is_image_name, unreadable, walk
+from unfreeze.data.walk import is_image_name, readable_name, unreadable, walk
 from unfreeze.data.webdataset import is_shards, photos_in
 
 
@@ -18,6 +18,7 @@ def list_images(path: Path, options: Source | None = None) -> tuple[Path, list[s
     Hidden and non-image files of a folder are passed over. A table's path column is found as when training
     (options.path_column, options.root). Raises SourceError if there is nothing to predict.
     """
+    readable_name(path)
     if is_shards(path):
         try:
             return photos_in(path)

@@ -24,6 +24,7 @@ from unfreeze.data.walk import (
     Found,
     counted,
     is_hidden,
+    readable_name,
     skipped,
     splitting,
     unreadable,
@@ -329,6 +330,7 @@ def _existing(source: str | Path) -> Path:
         raise SourceError(f"{source}: no such folder or file. Check the spelling.") from None
     except OSError as error:
         raise unreadable(path, error) from None
+    readable_name(path)
     # `.` and `..` have no name of their own to show.
     return path if path.name not in ("", "..") else path.resolve()
 

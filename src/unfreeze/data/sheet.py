@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pyarrow.lib import ArrowException
+from pyarrow.parquet import read_metadata
 
 from unfreeze.core.errors import SourceError, listed, nearest
+from unfreeze.core.tables import read_parquet
 from unfreeze.data.walk import counted, is_text
 
 KINDS = {
@@ -24,6 +26,8 @@ KINDS = {
 }
 SEPARATORS = (",", ";", "\t", "|")
 MAX_BYTES = 1_000_000_000
+MAX_COLUMNS = 10_000
+MAX_ROWS = 100_000_000  # a Parquet file of a few kB can hold as many as it likes of the same value
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,12 @@ def read_sheet(path: Path) -> Sheet:
     if KINDS.get(path.suffix.lower()) == "Parquet":
         return as_sheet(_parquet(path), str(path), first_row=1)
     text = _decoded(path, path.read_bytes())
+    separator = _separator(text)
+    _few_columns(text.partition("\n")[0].count(separator), str(path))  # before all of them are cut apart
     try:
         # Header kept as a row: pandas would rename columns of the same name, and take a surplus first
         # column for an index. Everything is text, so that 000001 stays 000001 and the class "NA" a class.
-        cells = pd.read_csv(
-            io.StringIO(text), sep=_separator(text), header=None, dtype=str, keep_default_na=False
-        ).fillna("")
+        cells = pd.read_csv(io.StringIO(text), sep=separator, header=None, dtype=str, keep_default_na=False).fillna("")
     except pd.errors.EmptyDataError:
         raise SourceError(f"{path}: the file is empty. It needs a header and one row a photo.") from None
     except (ValueError, csv.Error, OverflowError) as error:
@@ -88,20 +92,33 @@ def read_sheet(path: Path) -> Sheet:
 def _parquet(path: Path) -> pd.DataFrame:
     with path.open("rb") as file:  # a file that may not be read says so here, not as one that is damaged
         try:
-            return pd.read_parquet(file)
-        except (OSError, ValueError, NotImplementedError, ArrowException) as error:
+            rows = read_metadata(file).num_rows
+            file.seek(0)
+            if rows <= MAX_ROWS:
+                return read_parquet(file)
+        except Exception as error:  # bytes can be wrong in any way, and what pandas has written about itself too
             raise SourceError(f"{path}: not a valid Parquet file ({_one_line(error)}). Write it again.") from None
+    raise SourceError(f"{path}: {rows:,} rows are more than one table may have ({MAX_ROWS:,}). Split it.")
 
 
 def as_sheet(frame: pd.DataFrame, name: str, first_row: int) -> Sheet:
     """Any frame as a Sheet; columns without a name are left out. SourceError: two columns of one name."""
     columns = [str(column).strip() for column in frame.columns]
-    twice = sorted({column for column in columns if column and columns.count(column) > 1})
+    _few_columns(len(columns), name)
+    twice = sorted(column for column, count in Counter(columns).items() if column and count > 1)
     if twice:
         raise SourceError(f"{name}: two columns are named {listed(map(repr, twice))}. Rename one.")
     # Columns without a name cannot be meant, and several of them would be ambiguous.
     named = frame.loc[:, [bool(column) for column in columns]]
     return Sheet(named.set_axis([column for column in columns if column], axis=1), name, first_row)
+
+
+def _few_columns(count: int, name: str) -> None:
+    if count > MAX_COLUMNS:
+        raise SourceError(
+            f"{name}: {count:,} columns are more than a table of photos may have ({MAX_COLUMNS:,}). "
+            "Keep only those that name path, label, group and split."
+        )
 
 
 def _decoded(path: Path, content: bytes) -> str:

@@ -213,6 +213,13 @@ def is_text(name: str) -> bool:
     return True
 
 
+def readable_name(path: Path) -> Path:
+    """The path itself. SourceError if its name, or that of a folder above, is not valid UTF-8: no table can hold it."""
+    if not is_text(os.fspath(path.absolute())):
+        raise SourceError(f"{path.absolute()}: this name is not valid UTF-8. Rename the file, or the folder above.")
+    return path
+
+
 def skipped(check: str, severity: Severity, paths: Collection[str], one: str, many: str, fix: str) -> Finding | None:
     """The finding "13 hidden files skipped, first: ..."; None where there are none."""
     if not paths:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup, escape
 
+from unfreeze.core.files import read_json
 from unfreeze.deliver.plots import score
 
 Row = dict[str, Any]
@@ -23,7 +23,7 @@ def read_diagnosis(run: Path) -> Row | None:
     try:
         if (run / FILE).stat().st_size > MAX_BYTES:
             return None
-        read = json.loads((run / FILE).read_text("utf-8"))
+        read = read_json(run / FILE)
         whole = all(all(key in cause for key in _KEYS) for cause in read["causes"])
         figures = [cause["cost"] for cause in read["causes"] if cause["cost"]] + [read["score"]]
         figures += [read[key] for key in ("expected", "real") if read[key]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfreeze.core.errors import StorageError, UnfreezeError
+from unfreeze.core.files import read_json
 from unfreeze.core.progress import Reporter
 from unfreeze.core.runs import Run, open_run
 from unfreeze.core.tables import probability_columns
@@ -115,7 +115,7 @@ def _about(file: Path) -> dict[str, Any]:
     """What <file>.json says: folds that speak in it, and by how much int8 differed; nothing if it is not there or not
     whole, as of a file that another program made."""
     try:
-        told = json.loads(sheet_of(file).read_text("utf-8"))
+        told = read_json(sheet_of(file))
         folds = [int(k) for k in told["folds"]]
         int8 = float(told["int8"]["parity"]["difference"]) if told["int8"] else 0.0
     except (OSError, ValueError, KeyError, TypeError):

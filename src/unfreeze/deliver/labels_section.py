@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from unfreeze.core.files import read_json
 from unfreeze.deliver.plots import number, score
 
 Row = dict[str, Any]
@@ -19,7 +19,7 @@ def read_suspects(run: Path) -> Row | None:
     try:
         if (run / FILE).stat().st_size > MAX_BYTES:
             return None
-        read = json.loads((run / FILE).read_text("utf-8"))
+        read = read_json(run / FILE)
         return read if isinstance(read.get("table"), list) and "photos" in read and "expected" in read else None
     except (OSError, ValueError, AttributeError):
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from unfreeze.core.errors import UnfreezeError
-from unfreeze.core.files import write_json
+from unfreeze.core.files import read_json, write_json
 from unfreeze.core.progress import Reporter
 from unfreeze.core.runs import open_run
 from unfreeze.core.tables import probability_columns
@@ -64,7 +63,7 @@ def _kept(run: Path) -> list[LookedInto]:
     try:
         if (run / FILE).stat().st_size > MAX_BYTES:
             return []
-        return [_row(one) for one in json.loads((run / FILE).read_text("utf-8"))["photos"]]
+        return [_row(one) for one in read_json(run / FILE)["photos"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
 

@@ -14,8 +14,9 @@ import pandas as pd
 from unfreeze.core.errors import RunError, listed
 from unfreeze.core.files import write_whole
 from unfreeze.core.progress import Reporter
+from unfreeze.core.run_files import scores_of, unlike_photos, unlike_predictions
 from unfreeze.core.runs import read_log
-from unfreeze.core.tables import FINDING_COLUMNS, probability_columns
+from unfreeze.core.tables import FINDING_COLUMNS, probability_columns, read_parquet
 from unfreeze.deliver import sections
 from unfreeze.deliver.advice_section import read_advice
 from unfreeze.deliver.diagnosis_section import diagnosis, read_diagnosis
@@ -59,13 +60,21 @@ def read_run(run: Path) -> Material:
     scores = _mapping(run / "scores.json", "out_of_fold", "folds")
     if not scores["folds"]:
         raise RunError(f"{run / 'scores.json'}: no folds in it; run the fit again.")
-    predicted = ("path", "fold", "label", *probability_columns([str(name) for name in info["classes"]]))
+    scores_of(run / "scores.json")
+    classes = [str(name) for name in info["classes"]]
+    photos = _table(run / "photos.parquet", "path", "label", "group", "unit", "split", "fold")
+    oof = _table(run / "oof.parquet", "path", "fold", "label", *probability_columns(classes))
+    for name, wrong in (("photos", unlike_photos(photos, classes)), ("oof", unlike_predictions(oof, classes))):
+        if wrong:
+            raise RunError(f"{run / name}.parquet: is damaged ({wrong}); fit the run again with --force.")
+    if not set(photos["path"]).issuperset(oof["path"]):
+        raise RunError(f"{run / 'oof.parquet'}: names photos that photos.parquet does not; fit the run again.")
     return Material(
         name=Path(info["root"]).name or run.name,
         info=info,
         recipe=_text(run / "recipe.toml"),
-        photos=_table(run / "photos.parquet", "path", "label", "group", "unit", "split", "fold"),
-        oof=_table(run / "oof.parquet", *predicted),
+        photos=photos,
+        oof=oof,
         scores=scores,
         environment=_mapping(run / "environment.json"),
         findings=_findings(run / "findings.json"),
@@ -179,7 +188,7 @@ def _text(file: Path) -> str:
 def _json(file: Path) -> Any:
     try:
         return json.loads(_text(file))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{file}: not valid JSON ({error}).") from None
 
 
@@ -195,10 +204,10 @@ def _mapping(file: Path, *keys: str) -> dict[str, Any]:
 
 def _table(file: Path, *columns: str) -> pd.DataFrame:
     try:
-        table = pd.read_parquet(file)
+        table = read_parquet(file)
     except FileNotFoundError:
         raise RunError(f"{file}: missing, so there is nothing to report; run the fit again.") from None
-    except (OSError, ValueError) as error:
+    except Exception as error:  # bytes can be wrong in any way, and pyarrow's errors have no common base
         raise RunError(f"{file}: cannot be read as Parquet ({error}).") from None
     missing = [column for column in columns if column not in table.columns]
     if missing:

@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
+from unfreeze.core.cells import write_csv
 from unfreeze.core.errors import TemplateError, listed
-from unfreeze.core.files import write_whole
 from unfreeze.data.sheet import read_sheet
 
 # What a template may call a photo; the first spelling that fits any of its ids is taken for all.
@@ -62,7 +62,7 @@ def write_submission(
     _refuse("predicted label(s) that are no class of the run", unknown, "Give the classes of the run that predicted")
     by_id = {i: answer_of[label] for i, label in zip(ids, labels, strict=True) if label is not None}
     submission = pd.DataFrame({sheet.id_column: sheet.ids, sheet.answer_column: [by_id[i] for i in sheet.ids]})
-    write_whole(Path(out), lambda p: submission.to_csv(p, index=False, lineterminator="\n"))
+    write_csv(Path(out), submission, exact=True)  # ids and answers are the template's, to the letter
     return submission
 
 

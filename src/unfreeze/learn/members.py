@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from unfreeze.core.cache import fingerprint
 from unfreeze.core.errors import RecipeError
-from unfreeze.core.files import write_json
+from unfreeze.core.files import read_json, write_json
 from unfreeze.core.recipe import Recipe
 from unfreeze.learn.fitting import Outcome, Work
 from unfreeze.learn.probe.probing import Probe, probe
@@ -86,7 +85,7 @@ def _chosen(work: Work, choose: Choose) -> tuple[Changes, ...]:
     about = [work.photos.classes, work.labels.tolist(), work.units.tolist()]
     mark = fingerprint([work.identity(), *about, work.recipe.model_dump(mode="json")])
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = read_json(path)
         if found["identity"] == mark and len(found["chosen"]) == work.recipe.folds.count:
             return tuple(dict(changes) for changes in found["chosen"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from unfreeze.core.cache import cache_root, fingerprint
 from unfreeze.core.errors import EngineError
-from unfreeze.core.files import storage_errors, write_json
+from unfreeze.core.files import refuse_full, storage_errors, write_json
 from unfreeze.core.progress import Reporter
 from unfreeze.model.backbones import Preprocessing
 from unfreeze.model.graphs import Graph
@@ -34,6 +34,8 @@ BATCH = 4
 # An engine is used if every photo's features point within this cosine of eager float32's.
 PARITY = 0.999
 _FORMAT = 2
+# Bytes of a converted network beside its weights, at most.
+_ROOM = 1 << 20
 Batch = NDArray[np.uint8]
 Features = NDArray[np.float32]
 
@@ -144,7 +146,10 @@ def _convert(graph: Graph, folder: Path, sample: Batch, reporter: Reporter) -> d
     with storage_errors(folder):
         temporary.mkdir(parents=True)
         try:
+            # OpenVINO does not say that the disk is full, and may cut the file off without a word.
+            refuse_full(temporary, sum(t.numel() * t.element_size() for t in module.state_dict().values()) + _ROOM)
             ov.save_model(model, temporary / "model.xml", compress_to_fp16=False)
+            refuse_full(temporary)
             reference = _outputs(_torch_engine(graph, module, blocks), sample)
             record = {**_measure(temporary, blocks, sample, reference), "files": _marks(temporary)}
             write_json(temporary / "engine.json", record)

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -140,7 +141,8 @@ def _torch(path: Path, length: int) -> Any:
         if sum(entry.file_size for entry in file.infolist()) > length:
             raise BackboneError(f"{path}: its parts claim more bytes than the file has; not saved by torch.")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the options that timm's checkpoints carry
+        # The options that timm's checkpoints carry may be there; what torch thinks of the pickle is not for the user.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if name := re.search(r"\bGLOBAL ([\w.]+)", str(error)):

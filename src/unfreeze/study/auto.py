@@ -35,11 +35,12 @@ def fit(
     track: 'mlflow', 'tensorboard' (see `learn.tracking`), or functions that are called with each row of the log.
     Raises RunError, FoldError, SourceError, BackboneError, EngineError or StorageError; each says what to do.
     """
-    from unfreeze.study.advise import check_advice, choose
-
-    recipe = recipe or Recipe()
+    recipe, choose = recipe or Recipe(), None
     if recipe.strategy == "auto":
-        check_advice(recipe)
+        from unfreeze.study import advise  # torch: a probe is over before that is imported
+
+        advise.check_advice(recipe)
+        choose = advise.choose
     check_trackers(track)
     folder = Path(run) if run else default_folder(recipe)
     with tracked(folder, recipe, track, reporter or Reporter()) as whole:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from unfreeze.core.errors import RunError, listed
+from unfreeze.core.files import read_json
 from unfreeze.core.runs import Run
 from unfreeze.core.tables import Photos, probability_columns
 
@@ -134,7 +134,7 @@ def refuse_few(found: Compared) -> None:
 def seconds_of_run(run: Run) -> float:
     """Seconds that the fit took, all stages together; NaN where the run does not say."""
     try:
-        timings = json.loads((run.path / "environment.json").read_text("utf-8"))["timings"]
+        timings = read_json(run.path / "environment.json")["timings"]
         return round(float(sum(timings.values())), 3)
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return float("nan")

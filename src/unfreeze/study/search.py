@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import sqlite3
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -13,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from unfreeze.core.cache import fingerprint
 from unfreeze.core.errors import BackboneError, EngineError, RecipeError, StorageError, UnfreezeError
-from unfreeze.core.files import storage_errors
+from unfreeze.core.files import storage_errors, write_whole
 from unfreeze.core.progress import Reporter
 from unfreeze.learn.crossval import check_recipe
 from unfreeze.learn.fitting import Work
@@ -21,7 +24,7 @@ from unfreeze.learn.tryout import HeldFeatures, Trial, try_out
 from unfreeze.study.sides import Side
 from unfreeze.study.space import Dimension, changes_of
 from unfreeze.study.trials import NOTE, SECONDS, SHOWN, WORKER, Asked, Row, Searched
-from unfreeze.study.tune_folder import DATABASE, at_work, turn, worker_lock
+from unfreeze.study.tune_folder import DATABASE, at_work, sweep, turn, worker_lock
 
 if TYPE_CHECKING:
     import optuna
@@ -48,8 +51,11 @@ class Search:
         self._folder, self._me = folder, uuid.uuid4().hex[:8]
         self._alive = worker_lock(folder, self._me)
         with _usable(folder, Exception), storage_errors(folder), turn(folder):  # two would make the tables twice
-            url = f"sqlite:///{(folder / DATABASE).absolute()}"
-            storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+            sweep(folder, DATABASE)
+            if not (folder / DATABASE).exists():
+                # Cut off in the middle, it would lack an index for ever, and then hold a study twice.
+                write_whole(folder / DATABASE, lambda path: _storage(path).engine.dispose())
+            storage = _storage(folder / DATABASE)
             self._studies = {side.name: self._study(side, storage) for side in self._sides}
             self._alive.acquire()
 
@@ -229,6 +235,13 @@ class Search:
         return Row(trial.number, state, changes, scores, kept.get(SECONDS, 0.0), kept.get(NOTE, ""))
 
 
+def _storage(file: Path) -> optuna.storages.RDBStorage:
+    import optuna
+
+    url = f"sqlite:///{file.absolute()}"
+    return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+
+
 def _trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     """All of the study, in order of their numbers."""
     return study.get_trials(deepcopy=False)
@@ -247,7 +260,18 @@ def _usable(folder: Path, beside: type[Exception] = StorageError) -> Iterator[No
     except Timeout:
         raise StorageError(f"{folder}: another process holds {DATABASE}; run the same command again.") from None
     except (OptunaError, SQLAlchemyError, beside) as error:  # on opening also others, which have no base in common
+        with storage_errors(folder / DATABASE):
+            _raise_of_system(error)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise StorageError(
             f"{folder / DATABASE}: cannot be used ({reason}); where it is damaged, --force begins anew."
         ) from None
+
+
+def _raise_of_system(error: BaseException | None) -> None:
+    """Raises what the system told SQLite, if that is what the error came from."""
+    while error is not None:
+        for code, number in ((sqlite3.SQLITE_FULL, errno.ENOSPC), (sqlite3.SQLITE_READONLY, errno.EROFS)):
+            if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF == code:
+                raise OSError(number, os.strerror(number))
+        error = error.__cause__ or error.__context__

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from unfreeze.core.cache import fingerprint
 from unfreeze.core.errors import RunError, SourceError, StorageError, listed
-from unfreeze.core.files import write_json
+from unfreeze.core.files import read_json, write_json
 from unfreeze.core.progress import Reporter
 from unfreeze.core.runs import Run, open_run
 from unfreeze.core.tables import Photos, probability_columns
@@ -167,10 +167,9 @@ def _keep(run: Path, mark: str, found: Suspects, reporter: Reporter) -> None:
 
 
 def _kept(run: Path, mark: str | None) -> Suspects | None:
-    import json
 
     try:
-        read = json.loads((run / FILE).read_text("utf-8"))
+        read = read_json(run / FILE)
         if mark not in (None, read.pop("mark")):
             return None
         read.pop("mark", None)

@@ -32,7 +32,7 @@ from unfreeze.study.search import Search
 from unfreeze.study.sides import sides_of
 from unfreeze.study.space import Dimension, space_of
 from unfreeze.study.trials import Searched
-from unfreeze.study.tune_folder import BEST, NESTED, RECORD, folder_of, make_way, mark_of, open_folder, record
+from unfreeze.study.tune_folder import BEST, NESTED, RECORD, folder_of, make_way, mark_of, open_folder, record, sweep
 
 F64 = NDArray[np.float64]
 
@@ -143,6 +143,7 @@ def tune(
         search.run(seconds)
         # The fits that follow are for one process; another one that searched beside waits here and takes them.
         with search.alone():
+            sweep(folder, BEST, RECORD)
             found = _answer(photos, begun, space, folder, search.found(), command)
             found = replace(found, importance=search.importance(), seconds=round(time.perf_counter() - started, 1))
             told = {"identity": record(folder).get("identity", ""), "status": "finished", **found.to_json()}

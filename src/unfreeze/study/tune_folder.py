@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from unfreeze.core.cache import fingerprint
 from unfreeze.core.errors import RecipeError, RunError, StorageError
-from unfreeze.core.files import storage_errors, write_json
+from unfreeze.core.files import read_json, storage_errors, write_json
 from unfreeze.core.recipe import Recipe, read_recipe
 from unfreeze.core.runs import clear
 from unfreeze.learn.fitting import Work
@@ -104,10 +103,17 @@ def _refuse(folder: Path, mark: str, force: bool) -> str:
     return known
 
 
+def sweep(folder: Path, *names: str) -> None:
+    """Deletes what a kill has left of writing these files; for who alone may write them now."""
+    for name in names:
+        for file in folder.glob(f".{name}.*.tmp*"):
+            file.unlink(missing_ok=True)
+
+
 def record(folder: Path) -> dict[str, Any]:
     """What tune.json says; nothing where there is none."""
     try:
-        found = json.loads((folder / RECORD).read_text("utf-8"))
+        found = read_json(folder / RECORD)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

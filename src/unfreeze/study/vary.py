@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from unfreeze.core.cache import fingerprint
 from unfreeze.core.errors import RecipeError, listed
-from unfreeze.core.recipe import Recipe, parse_assignments
+from unfreeze.core.recipe import Recipe, parse_assignments, parse_toml
 
 # More recipes than this take long, and their intervals, which hold for all at once, grow wide.
 MOST = 24
@@ -83,12 +82,12 @@ def read_recipes(path: Path, base: Recipe) -> dict[str, Recipe]:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise RecipeError(f"{path}: larger than {_MOST_BYTES >> 20} MiB; that is no list of recipes.")
-        written = tomllib.loads(path.read_text(encoding="utf-8"))
+        written = parse_toml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such file of recipes.") from None
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()}).") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise RecipeError(f"{path}: not valid TOML ({error}).") from None
     loose = [name for name, table in written.items() if not isinstance(table, dict)]
     if loose:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 
 from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 
 from unfreeze.deliver.pages import WEB
 from unfreeze.deliver.web.guard import Guard, Guarded
@@ -29,8 +30,14 @@ def create_app(
         app.include_router(page)
     app.mount("/static", StaticFiles(directory=WEB / "static"), name="static")
     app.add_exception_handler(ClientDisconnect, _cut_off)
+    app.add_exception_handler(RequestValidationError, strange)
     app.add_middleware(Guarded, guard=guard)
     return app
+
+
+def strange(request: Request, error: Exception) -> JSONResponse:
+    """What does not fit the page's own requests is not repeated: of `Infinity` the framework's answer cannot be JSON."""
+    return JSONResponse({"error": "This is not what the page sends; reload it."}, 422)
 
 
 def _cut_off(request: Request, error: Exception) -> PlainTextResponse:

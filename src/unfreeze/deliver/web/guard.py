@@ -116,7 +116,7 @@ class Guarded:
         if not guard.same_origin(headers) and not (entering and headers.get("sec-fetch-mode") == "navigate"):
             return PlainTextResponse("Refused: another page asked for this.\n", 403)
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > guard.most(scope["path"]):
+        if not length.isdecimal() or len(length) > 20 or int(length) > guard.most(scope["path"]):
             return PlainTextResponse("Refused: too large.\n", 413)
         if scope["method"] not in _SAFE and not _equal(headers.get("x-unfreeze-token", ""), guard.form_token):
             return PlainTextResponse("Refused: reload the page and try again.\n", 403)

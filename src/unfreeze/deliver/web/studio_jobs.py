@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shlex
@@ -21,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from unfreeze.core.errors import RunError, StorageError
-from unfreeze.core.files import storage_errors, write_json
+from unfreeze.core.files import read_json, storage_errors, write_json
 from unfreeze.core.progress import WATCHED
 from unfreeze.deliver.web.studio_library import MissingError
 
@@ -95,7 +94,7 @@ class Jobs:
                 self._claim()
         for file in sorted(self.folder.glob("*/job.json")):
             with contextlib.suppress(OSError, ValueError, TypeError):
-                job = Job(**json.loads(file.read_text("utf-8")))
+                job = Job(**read_json(file))
                 if job.id == file.parent.name and re.fullmatch(r"[0-9a-f]{12}", job.id):
                     self.found[job.id] = job
                     self._take_up(job)
@@ -175,7 +174,7 @@ class Jobs:
     def progress(self, job: Job) -> dict[str, Any]:
         """How far its bar is: `what`, `done`, `total`, seconds `left` once that can be told; empty without a bar."""
         try:
-            found = json.loads((self.folder / job.id / "progress.json").read_text("utf-8"))
+            found = read_json(self.folder / job.id / "progress.json")
             what, done, total, since = (
                 str(found["what"]),
                 int(found["done"]),
@@ -335,7 +334,7 @@ def _born(pid: int) -> float:
 
 def _finished(run: Path) -> bool:
     try:
-        info: Any = json.loads((run / "run.json").read_text("utf-8"))
+        info: Any = read_json(run / "run.json")
     except (OSError, ValueError):
         return False
     return isinstance(info, dict) and info.get("status") == "finished"

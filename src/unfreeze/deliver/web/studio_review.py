@@ -8,11 +8,13 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
 from starlette.responses import RedirectResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from unfreeze.core.errors import RunError, UnfreezeError
 from unfreeze.deliver.web import review
+from unfreeze.deliver.web.application import strange
 from unfreeze.deliver.web.deck import open_deck
 from unfreeze.deliver.web.studio_library import MissingError, run_url, stamp
 from unfreeze.deliver.web.studio_shell import Studio
@@ -69,6 +71,7 @@ class Reviews:
         try:
             app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
             url = run_url(name)
+            app.add_exception_handler(RequestValidationError, strange)
             app.include_router(review.page(open_deck(path), self.studio.guard, f"{url}/review", url))
             made.set_result(app)
         except OSError as error:

@@ -82,7 +82,7 @@ class LinearHead:
             strengths = tuple(float(s) for s in written.get("strengths", ()))
             head = cls(tensors["weight"], tensors["bias"], float(written["strength"]), inputs, strengths)
             about = {"identity": written["identity"], "classes": tuple(written["classes"])}
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
             raise RunError(f"{path}: cannot be read as a head ({error}); fit the run again with --force.") from None
         return head, about
 

@@ -74,7 +74,7 @@ def train_jobs(
     processes = jobs[0][0].settings.processes if jobs else 1
     workers = max(1, min((gpus() or cores()) // processes, len(jobs)))
     threads = threads or max(1, cores() // (workers * processes))
-    ends = time.time() + seconds
+    ends = time.monotonic() + seconds
     queue, events = deque(todo), Queue[int | BaseException | None]()
     running, stop = list[_Worker](), threading.Event()
     voice = _Once(reporter)
@@ -112,8 +112,8 @@ def train_jobs(
                         break
                     job = jobs[i][0]
                     if seconds:
-                        now = time.time()
-                        job = replace(job, ends=now + max(_LEAST, (ends - now) / left))
+                        within = max(_LEAST, (ends - time.monotonic()) / left)
+                        job = replace(job, ends=time.time() + within, within=within)
                     job.write(places[i])
                     worker.do(places[i], kept[i], partial(tell, i), voice)
                     events.put(_BESIDE)

@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from safetensors.torch import save as to_bytes
 
 from unfreeze.core.cache import cache_root, fingerprint
 from unfreeze.core.errors import RunError, UnfreezeError
-from unfreeze.core.files import write_json, write_whole
+from unfreeze.core.files import storage_errors, write_json, write_whole
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Recipe, Train, from_mapping
 from unfreeze.learn.added import AddedRows
@@ -47,7 +48,8 @@ class Job:
     those that it predicts. valid: rows held inside the training part to stop by, none if empty. labels: int64 of all
     photos, and of the added rows behind them, which only `train` names. keys, readable: of all photos. start: the
     probe's linear map (weight (D, C), bias (C,)) or None.
-    ends: when the fold must be done, by `time.time()`; 0: when it is.
+    ends: when the fold must be done, by `time.time()`; 0: when it is. within: seconds that it has at most, whatever
+    the clock says meanwhile.
     """
 
     recipe: Recipe
@@ -62,6 +64,7 @@ class Job:
     readable: NDArray[np.bool_]
     start: tuple[NDArray[np.float32], NDArray[np.float32]] | None
     ends: float = 0.0
+    within: float = 0.0
     added: AddedRows = field(default_factory=AddedRows)
 
     def identity(self) -> str:
@@ -85,6 +88,7 @@ class Job:
             "classes": self.classes,
             "fold": self.fold,
             "ends": self.ends,
+            "within": self.within,
             "views": self.added.views,
         }
         write_json(folder / "job.json", about)
@@ -104,6 +108,7 @@ class Job:
                 classes=int(about["classes"]),
                 fold=int(about["fold"]),
                 ends=float(about["ends"]),
+                within=float(about["within"]),
                 start=None if weight is None or bias is None else (weight, bias),
                 added=added,
                 **arrays,
@@ -155,13 +160,16 @@ def do(
     key = {**setting.key(), "classes": job.classes, "threads": torch.get_num_threads()}
     ahead = job.settings.epochs * len(job.train)
     # Folds that start side by side must train alike: the first one measures, the others wait and take its plan.
-    with FileLock(cache_root() / "plans.lock"):
+    with ExitStack() as held:
+        lock = cache_root() / "plans.lock"
+        with storage_errors(lock):
+            held.enter_context(FileLock(lock))
         plan = make_plan(model, first.inputs, first.targets, loss, job.settings, key, photos=ahead, reporter=reporter)
     budget = None
     if job.ends:
         # Looking at a photo takes about a third of learning from it.
         looking = len(job.out) * len(views_seen(job.recipe)) / (3 * max(fastest(plan), 1e-3))
-        budget = Budget(max(job.ends - time.time() - looking, 1.0))
+        budget = Budget(max(min(job.ends - time.time(), job.within) - looking, 1.0))
         if isinstance(train, PixelBatches) and _short(job, setting, folder, budget.seconds, plan):
             s = s.model_copy(update={"progressive": True})
             reporter.say(f"Budget: it is short for {s.epochs} epochs, so photos are smaller in the first part.")

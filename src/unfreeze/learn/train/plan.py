@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -17,7 +16,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from unfreeze.core.cache import cache_root, fingerprint
-from unfreeze.core.files import write_json
+from unfreeze.core.files import read_json, write_json
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Train
 from unfreeze.core.work import cores
@@ -152,7 +151,7 @@ def _told(plan: Plan) -> str:
 def _read(path: Path) -> Plan | None:
     """The kept plan, or None where there is none or it is damaged."""
     try:
-        values = json.loads(path.read_text("utf-8"))["plan"]
+        values = read_json(path)["plan"]
         need = values.pop("need")
         plan = Plan(**values, need=Need(**need) if need else None)
     except (OSError, ValueError, KeyError, TypeError):

@@ -37,7 +37,8 @@ def train_remote(
     for i, (job, place, _) in enumerate(todo):
         if seconds:  # of waves of jobs that run side by side, each has its share of the time
             waves = math.ceil(len(todo) / side_by_side)
-            job = replace(job, ends=time.time() + seconds * (i // side_by_side + 1) / waves)
+            within = seconds * (i // side_by_side + 1) / waves
+            job = replace(job, ends=time.time() + within, within=within)
         job.write(place)
         (place / _TOLD).unlink(missing_ok=True)
         followed.append(_Followed(place / _TOLD))

@@ -1,0 +1,49 @@
+"""Photos and a converted network that the parts of the suite share."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from smallruns import cached_in, fit_words, with_engines
+
+from commandline import run_cli
+from finetuning import colours
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """36 photos of three colours in 18 groups. Not to be changed."""
+    return colours(tmp_path_factory.mktemp("photos") / "colours")
+
+
+@pytest.fixture(scope="session")
+def engines(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that knows the network of small probes and no photo, so that they need not import torch."""
+    pytest.importorskip("openvino")
+    place = tmp_path_factory.mktemp("engines")
+    with cached_in(place / "cache"):
+        answer = run_cli(*fit_words("probe", photos, place / "run"))
+    assert answer.code == 0, answer.err
+    for kind in ("looks", "features", "rotations"):
+        shutil.rmtree(place / "cache" / kind)
+    return place / "cache"
+
+
+@pytest.fixture(scope="session")
+def undisturbed(photos: Path, engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A run of that strategy that nothing disturbed, its cache beside it. Not to be changed."""
+    done: dict[str, Path] = {}
+
+    def of(strategy: str) -> Path:
+        if strategy not in done:
+            place = with_engines(tmp_path_factory.mktemp(strategy), engines)
+            with cached_in(place / "cache"):
+                answer = run_cli(*fit_words(strategy, photos, place / "run"))
+            assert answer.code == 0, answer.err
+            done[strategy] = place / "run"
+        return done[strategy]
+
+    return of
