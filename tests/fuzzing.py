@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from unfreeze.core.errors import UnfreezeError
 
 T = TypeVar("T")
-CASES = int(os.environ.get("UNFREEZE_FUZZ", "300"))
+CASES = int(os.environ.get("UNFREEZE_FUZZ", "100"))
 fuzzed = settings(
     max_examples=CASES,
     derandomize="UNFREEZE_FUZZ" not in os.environ,

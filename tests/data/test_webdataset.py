@@ -203,6 +203,9 @@ def test_the_main_job_is_the_same_as_on_files(folder: Path, tmp_path: Path) -> N
     scores = [json.loads((tmp_path / run / "scores.json").read_text()) for run in ("tar", "plain")]
     assert scores[0]["macro_f1"] == scores[1]["macro_f1"] and scores[0]["log_loss"] == scores[1]["log_loss"]
     assert "no longer there" not in (tmp_path / "tar" / "report.html").read_text()
+    assert list_images(folder / "shard-001.tar" / "red-4-0.jpg") == (folder, ["shard-001.tar/red-4-0.jpg"])
+    with pytest.raises(SourceError, match="no such file"):
+        list_images(folder / "shard-001.tar" / "red-0-0.jpg")
     root, listed = list_images(folder)
     assert root == folder and len(listed) == 48
     out = tmp_path / "p.csv"

@@ -11,6 +11,8 @@ from smallruns import cached_in, fit_words, with_engines
 
 from commandline import run_cli
 from finetuning import colours
+from hostile import small_run
+from unfreeze.core.runs import Run
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +49,9 @@ def undisturbed(photos: Path, engines: Path, tmp_path_factory: pytest.TempPathFa
         return done[strategy]
 
     return of
+
+
+@pytest.fixture(scope="session")
+def run_of_24(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The finished run `colours` of 24 photos, alone in its folder `runs`. Not to be changed, but for its report."""
+    return small_run(tmp_path_factory.mktemp("small"))

@@ -113,11 +113,14 @@ def killed_until_finished(
     Half of the kills come at a time between nothing and the undisturbed length, half before one of the changes on the
     disk. after_each: called when it has been killed.
     """
-    for _ in range(most):
+    for number in range(most):
+        # Sooner rather than later: one that is taken up has less to do.
         if kills.draw.random() < 0.5:
-            code, *_, said = command.run(after=kills.draw.uniform(0.0, kills.length))
+            code, took, *_, said = command.run(after=kills.draw.triangular(0.0, kills.length, 0.0))
         else:
-            code, *_, said = command.run(at=kills.draw.randint(1, kills.changes))
+            code, took, *_, said = command.run(at=1 + int(kills.draw.triangular(0, kills.changes, 0)))
+        if code == 0 and not number:  # the machine is less busy than it was
+            kills.length = min(kills.length, took)
         # Killed after the last file was written, on its way out, a fit says that all is done.
         over = kills.killed and code == 2 and "holds a finished run" in said
         if code == 0 or over:

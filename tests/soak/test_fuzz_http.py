@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from fuzzing import CASES, JSON, damaged, fuzzed, ours, settings
-from hostile import small_run
 from servedruns import BOUNDARY, Here, form, picture, served
 from unfreeze.core.runs import Run
 from unfreeze.deliver.report import write_report
@@ -77,8 +76,8 @@ BODY = st.one_of(
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return small_run(tmp_path_factory.mktemp("http"))
+def run(run_of_24: Run) -> Run:
+    return run_of_24
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from commandline import run_cli
 from fuzzing import fuzzed
-from hostile import CLASSES, NAMES, small_run
+from hostile import CLASSES, NAMES
 from photosets import draw, table
 from unfreeze.core.cells import guarded, plain, write_csv
 from unfreeze.core.errors import BackboneError, RecipeError, SourceError, UnfreezeError
@@ -172,8 +172,8 @@ def test_a_submission_holds_the_templates_ids_to_the_letter(tmp_path: Path) -> N
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return small_run(tmp_path_factory.mktemp("tables"))
+def run(run_of_24: Run) -> Run:
+    return run_of_24
 
 
 def test_predictions_are_safe_as_csv_and_exact_as_parquet(run: Run, tmp_path: Path, monkeypatch: Any) -> None:
@@ -333,6 +333,7 @@ CHANGES: dict[str, list[Any]] = {
 }
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("key", sorted(CHANGES))
 def test_a_changed_run_json_is_told_in_a_line(key: str, run: Run, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run.path, tmp_path / "run"))
@@ -351,6 +352,7 @@ def _without(name: str) -> Callable[[Any], Any]:
     return lambda held: {key: value for key, value in held.items() if key != name}
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     "change",
     [
@@ -375,6 +377,7 @@ def test_changed_scores_are_told_in_a_line(change: Callable[[Any], Any], run: Ru
     assert run_cli("runs", tmp_path).code == 0
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", ["oof.parquet", "photos.parquet"])
 @pytest.mark.parametrize("column", ["path", "label", "fold", "p_red"])
 def test_changed_tables_are_told_in_a_line(name: str, column: str, run: Run, tmp_path: Path) -> None:

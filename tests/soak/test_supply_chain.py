@@ -187,3 +187,9 @@ def test_the_page_on_security_names_every_exception() -> None:
     page = (ROOT / "docs" / "security.md").read_text("utf-8")
     for name in (*sorted(MOZILLA), "NVIDIA", *SAID_ELSEWHERE):
         assert name in page, name
+
+
+def test_the_tools_that_list_and_audit_are_pinned_too() -> None:
+    lines = (ROOT / "audit-constraints.txt").read_text("utf-8").split()
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in lines)
+    assert {"cyclonedx-bom", "pip-audit"} <= {plain(line.partition("==")[0]) for line in lines}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from unfreeze.core.errors import SourceError
 from unfreeze.core.recipe import Source
+from unfreeze.data.shards import has_member, split_path
 from unfreeze.data.sheet import KINDS
 from unfreeze.data.tabular import paths_of
 from unfreeze.data.walk import is_image_name, readable_name, unreadable, walk
@@ -29,6 +30,9 @@ def list_images(path: Path, options: Source | None = None) -> tuple[Path, list[s
         if not found.photos:
             raise found.no_photos(path)
         return path, found.photos
+    if (inside := split_path(path)) and has_member(*inside):
+        archive = Path(inside[0])
+        return archive.parent, [f"{archive.name}/{inside[1]}"]
     if not path.is_file():
         raise SourceError(f"{path}: no such file or folder.")
     if is_image_name(path.name):

@@ -36,7 +36,7 @@ def create_app(
 
 
 def strange(request: Request, error: Exception) -> JSONResponse:
-    """What does not fit the page's own requests is not repeated: of `Infinity` the framework's answer cannot be JSON."""
+    """What does not fit the page's own requests is not repeated: `Infinity` in an answer would be no JSON."""
     return JSONResponse({"error": "This is not what the page sends; reload it."}, 422)
 
 
