@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from killing import TOLD
 from smallruns import cached_in, fit_words, with_engines
 
 from commandline import run_cli
@@ -55,3 +56,10 @@ def undisturbed(photos: Path, engines: Path, tmp_path_factory: pytest.TempPathFa
 def run_of_24(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The finished run `colours` of 24 photos, alone in its folder `runs`. Not to be changed, but for its report."""
     return small_run(tmp_path_factory.mktemp("small"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says how many kills there were."""
+    if TOLD:
+        parts = ", ".join(f"{part} {count}" for part, count in TOLD.items())
+        terminalreporter.write_line(f"{sum(TOLD.values())} kills: {parts}")

@@ -23,6 +23,7 @@ from safetensors import safe_open
 SLICE = 4
 KILLS = int(os.environ.get("UNFREEZE_SOAK", SLICE))
 SEED = int(os.environ.get("UNFREEZE_SOAK_SEED", "0"))
+TOLD: dict[str, int] = {}  # how many each part has made
 _SECONDS = 300
 
 # Read by every Python process of a command, those that train among them: counts what they open for writing, rename,

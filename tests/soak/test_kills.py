@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
-from killing import KILLS, SEED, Command, killed_until_finished, opened_whole, times_of, undisturbed, unfreeze
+from killing import KILLS, SEED, TOLD, Command, killed_until_finished, opened_whole, times_of, undisturbed, unfreeze
 from smallruns import fit_words, same_found
 
 from unfreeze.core.verdicts import Verdict, append_verdict, read_verdicts
@@ -32,7 +32,6 @@ from wronglabels import wrong_set
 # How many of 200 kills each part makes, and of the few in `make test`.
 SHARES = {"probe": 40, "late": 25, "full": 25, "scratch": 20, "cache": 30, "verdicts": 25, "review": 15, "tune": 20}
 QUICK = {"probe": 3, "verdicts": 1}
-told: dict[str, int] = {}
 
 
 def kills_of(part: str) -> int:
@@ -92,7 +91,7 @@ def test_a_fit_that_is_killed_again_and_again(part: str, photos: Path, tmp_path:
         assert opened_whole(place / "run") == opened_whole(first / "run")
         number += 1
         shutil.rmtree(place)
-    told[part] = kills.killed
+    TOLD[part] = kills.killed
     assert kills.killed == wanted and kills.finished == number
 
 
@@ -143,7 +142,7 @@ def test_verdicts_that_were_answered_survive(tmp_path: Path) -> None:
         first = max([first, *(n + 1 for n in found)])
     append_verdict(file, Verdict("last.jpg", "", "keep", "", "t"))
     assert {v.path for v in read_verdicts(file)[0]} == {f"{n}.jpg" for n in there} | {"last.jpg"}
-    told["verdicts"] = killed
+    TOLD["verdicts"] = killed
     assert len(there) > killed
 
 
@@ -234,7 +233,7 @@ def test_what_a_person_judged_in_the_page_survives(tmp_path: Path) -> None:
         opened_whole(run)
         found, _ = read_verdicts(file) if file.exists() else ([], [])
         assert len(found) >= len(saved) - 1
-    told["review"] = killed
+    TOLD["review"] = killed
     assert saved
 
 
@@ -280,4 +279,4 @@ def test_a_search_that_is_killed_again_and_again(photos: Path, tmp_path: Path, e
                 same_found(place / "search" / run, first / "search" / run)
         number += 1
         shutil.rmtree(place)
-    told["tune"] = kills.killed
+    TOLD["tune"] = kills.killed

@@ -32,6 +32,7 @@ _BEST = 8  # candidates of a photo in a tile of others: a burst is still tied to
 _ALL = 30_000
 _TREES = 8
 _LEAF = 1024
+_BEST_IN_A_LEAF = 3
 _DRAWN = 256
 _AT_ONCE = 512
 _STEPS = 3
@@ -43,7 +44,7 @@ def aligned_duplicates(grey: NDArray[np.uint8], thumb: NDArray[np.uint8], usable
 
     grey: uint8 (n, 32, 32), thumb: uint8 (n, 8, 8, 3), of whole photos pressed into squares. Candidates are those
     whose 64 lowest cosine frequencies point the same way, compared tile by tile: never more than 2048 x 2048 at a
-    time, and at most 8 a photo and tile are taken further. Above 30,000 photos not all tiles are compared, which would
+    time, and at most 8 a photo and tile (3 and leaf) are taken further. Above 30,000 photos not all tiles are compared, which would
     cost squares, but the leaves of eight random projection trees (Dasgupta & Freund 2008): of 1,513 pairs among 3,166
     real photos and their planted crops, trees of the depth that a million photos need found 99 in 100, the same ones
     each time. A candidate is laid over the other by two steps of Gauss and Newton over shift and scale of both axes,
@@ -53,8 +54,9 @@ def aligned_duplicates(grey: NDArray[np.uint8], thumb: NDArray[np.uint8], usable
     rows = rows[_contrast(grey, rows) >= _FLAT]
     low = _low_frequencies(grey, rows)
     found, seen = [np.zeros((0, 2), np.int64)], np.zeros(0, np.int64)
-    for leaves in [_tiles(len(low))] if len(low) <= _ALL else (_tree(low, seed) for seed in range(_TREES)):
-        pairs = [i * len(low) + j for i, j in _candidates(low, leaves)]
+    few = len(low) <= _ALL
+    for leaves in [_tiles(len(low))] if few else (_tree(low, seed) for seed in range(_TREES)):
+        pairs = [i * len(low) + j for i, j in _candidates(low, leaves, _BEST if few else _BEST_IN_A_LEAF)]
         fresh = np.setdiff1d(np.concatenate(pairs), seen) if pairs else seen[:0]
         seen = np.union1d(seen, fresh)
         for start in range(0, len(fresh), _AT_ONCE):
@@ -114,7 +116,7 @@ def _tree(low: Floats, seed: int, leaf: int = _LEAF) -> Iterator[tuple[Rows, Row
         waiting += [here[order[: len(here) // 2]], here[order[len(here) // 2 :]]]
 
 
-def _candidates(low: Floats, leaves: Iterator[tuple[Rows, Rows]]) -> Iterator[tuple[Rows, Rows]]:
+def _candidates(low: Floats, leaves: Iterator[tuple[Rows, Rows]], most: int) -> Iterator[tuple[Rows, Rows]]:
     """Places in `low` of pairs that point the same way, the first below the second."""
     for these, those in leaves:
         close = low[these] @ low[those].T
@@ -124,10 +126,10 @@ def _candidates(low: Floats, leaves: Iterator[tuple[Rows, Rows]]) -> Iterator[tu
             place, i, j = place[i < j], i[i < j], j[i < j]
         if not len(place):
             continue
-        if np.bincount(i).max() > _BEST:  # the best of each row
+        if np.bincount(i).max() > most:  # the best of each row
             order = np.lexsort((-close.ravel()[place], i))
             i, j = i[order], j[order]
-            best = np.arange(len(i)) - np.searchsorted(i, i) < _BEST
+            best = np.arange(len(i)) - np.searchsorted(i, i) < most
             i, j = i[best], j[best]
         yield these[i], those[j]
 
