@@ -128,7 +128,7 @@ def test_speed():
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 10_000))
 def test_two_bands_together_find_what_one_band_finds(seed):
-    """As for more than 200,000 photos: up to NEAR_BITS bits that differ leave two bands of sixteen whole."""
+    """As for more than 2,000,000 photos: up to NEAR_BITS bits that differ leave two bands of sixteen whole."""
     draw = np.random.default_rng(seed)
     hashes, thumbs = random_looks(60, draw)
     for i in range(30):

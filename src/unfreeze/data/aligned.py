@@ -44,11 +44,11 @@ def aligned_duplicates(grey: NDArray[np.uint8], thumb: NDArray[np.uint8], usable
 
     grey: uint8 (n, 32, 32), thumb: uint8 (n, 8, 8, 3), of whole photos pressed into squares. Candidates are those
     whose 64 lowest cosine frequencies point the same way, compared tile by tile: never more than 2048 x 2048 at a
-    time, and at most 8 a photo and tile (3 and leaf) are taken further. Above 30,000 photos not all tiles are compared, which would
-    cost squares, but the leaves of eight random projection trees (Dasgupta & Freund 2008): of 1,513 pairs among 3,166
-    real photos and their planted crops, trees of the depth that a million photos need found 99 in 100, the same ones
-    each time. A candidate is laid over the other by two steps of Gauss and Newton over shift and scale of both axes,
-    gain and offset (Lucas & Kanade 1981; Baker & Matthews 2004).
+    time, and at most 8 a photo and tile are taken further. Above 30,000 photos not all tiles are compared, which would
+    cost squares, but the leaves of eight random projection trees (Dasgupta & Freund 2008), at most 3 a photo and leaf:
+    of 1,513 pairs among 3,166 real photos and their planted crops, trees of the depth that a million photos need found
+    99 in 100, the same ones each time. A candidate is laid over the other by two steps of Gauss and Newton over shift
+    and scale of both axes, gain and offset (Lucas & Kanade 1981; Baker & Matthews 2004).
     """
     rows = np.flatnonzero(usable)
     rows = rows[_contrast(grey, rows) >= _FLAT]

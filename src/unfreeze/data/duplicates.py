@@ -17,7 +17,7 @@ NEAR_COLOUR = 6.0
 _CROWD = 64
 _LEADERS = 64
 _AT_ONCE = 1 << 18  # pairs compared in one go
-_ONE_BAND = 200_000
+_ONE_BAND = 2_000_000
 
 Pairs = NDArray[np.int64]
 
@@ -35,7 +35,7 @@ def near_duplicates(dhash: NDArray[np.uint64], thumb: NDArray[np.uint8], usable:
     """Pairs (m, 2) of photos that look the same: difference hashes within NEAR_BITS, thumbnails within NEAR_COLOUR.
 
     dhash: uint64 (n, 4). thumb: uint8 (n, 8, 8, 3). Candidates share at least one of 16 bands of 16 bits,
-    which hashes that differ in fewer than 16 bits must (pigeonhole); above 200,000 photos, where chance alone fills
+    which hashes that differ in fewer than 16 bits must (pigeonhole); above 2,000,000 photos, where chance alone fills
     such a band, they share two: 14 bits can spoil 14 bands at most. Where more than _CROWD photos share a band,
     they are held against at most _LEADERS of them instead of each against each: what looks the same is tied
     together through its leader, and a crowd of plain backgrounds does not cost squares.
@@ -92,6 +92,9 @@ def joined_groups(groups: NDArray[Any], *pairs: Pairs) -> NDArray[np.int64]:
 
 
 def _alike(a: NDArray[np.int64], b: NDArray[np.int64], dhash: NDArray[np.uint64], thumb: NDArray[np.uint8]) -> Pairs:
+    # A quarter of the hash tells nearly all that only chance has put together.
+    near = np.bitwise_count(dhash[a, 0] ^ dhash[b, 0]) <= NEAR_BITS
+    a, b = a[near], b[near]
     near = np.bitwise_count(dhash[a] ^ dhash[b]).sum(1) <= NEAR_BITS
     a, b = a[near], b[near]
     colour = np.abs(thumb[a].astype(np.int16) - thumb[b]).mean((1, 2, 3)) <= NEAR_COLOUR
