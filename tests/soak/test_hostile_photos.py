@@ -6,19 +6,18 @@ import json
 import os
 import shlex
 import shutil
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil  # type: ignore[import-untyped]
 import pytest
 from PIL import Image
 
 from commandline import run_cli
-from hostile import CLASSES, NAMES, encoded, hostile_photos, many_scans, odd_photos, png_bomb, unreadable_photos
+from hostile import CLASSES, NAMES, hostile_photos, many_scans, odd_photos, png_bomb, unreadable_photos
 from photosets import class_folders
+from spent import cost_of_refusing, in_a_process_of_its_own, peak_of_decoding
 from unfreeze.core.errors import PhotoError
 from unfreeze.data.images import decode, load_square, read_bytes
 from unfreeze.data.scans import SCANS, scans_of
@@ -43,13 +42,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("name", sorted(unreadable_photos()))
-def test_what_is_no_photo_is_refused_at_once(name: str) -> None:
-    began, before = time.process_time(), psutil.Process().memory_info().rss
+def test_what_is_no_photo_is_refused(name: str) -> None:
     with pytest.raises(PhotoError) as told:
         decode(unreadable_photos()[name], path="a.jpg")
     assert str(told.value).startswith("a.jpg: ") and "\n" not in str(told.value)
-    assert time.process_time() - began < 5, "built and refused"
-    assert psutil.Process().memory_info().rss < before + 400e6
+
+
+def test_all_that_is_no_photo_is_refused_at_once_and_takes_no_memory() -> None:
+    seconds, grown = in_a_process_of_its_own(cost_of_refusing)
+    assert seconds < 5 * len(unreadable_photos()) and grown < 400e6
 
 
 @pytest.mark.parametrize("name", sorted(odd_photos(0)))
@@ -84,31 +85,10 @@ def test_a_true_bomb_is_refused_and_may_be_let_in() -> None:
 
 def test_large_photos_are_unpacked_one_at_a_time() -> None:
     """Four threads that decode 40 megapixels each take little more memory than one does."""
-    data = encoded(Image.new("L", (8000, 5000)), "PNG")
-
-    def peak(threads: int) -> float:
-        highest, done = [0.0], threading.Event()
-        before = psutil.Process().memory_info().rss
-
-        def watch() -> None:
-            while not done.wait(0.002):
-                highest[0] = max(highest[0], psutil.Process().memory_info().rss - before)
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        workers = [threading.Thread(target=lambda: load_square(data, 64, 0.9)) for _ in range(threads)]
-        for one in workers:
-            one.start()
-        for one in workers:
-            one.join()
-        done.set()
-        watcher.join()
-        return highest[0]
-
-    one = peak(1)
+    one = in_a_process_of_its_own(peak_of_decoding, 1)
     assert one > 100e6, "the figure is of the decoding"
     # The pixels that others wait with before they shrink them are 120 MB each at most.
-    assert peak(4) < one + 3 * 130e6
+    assert in_a_process_of_its_own(peak_of_decoding, 4) < one + 3 * 130e6
 
 
 def test_every_name_is_walked_and_read(photos: Path) -> None:
