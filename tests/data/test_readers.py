@@ -425,7 +425,7 @@ def test_reader_overrides(tmp_path):
 
 
 def test_registry():
-    assert list(READERS) == ["table", "competition", "split_folders", "class_folders"]
+    assert list(READERS) == ["webdataset", "table", "competition", "split_folders", "class_folders"]
     for name, reader in READERS.items():
         assert reader.name == name
         assert reader.needs
@@ -435,7 +435,7 @@ def test_registry():
 
     with pytest.raises(ValueError, match="two readers are named 'table'"):
         register("table", lambda source: False, "nothing")(never)
-    assert list(READERS) == ["table", "competition", "split_folders", "class_folders"]
+    assert list(READERS) == ["webdataset", "table", "competition", "split_folders", "class_folders"]
 
 
 def test_reading_twice_gives_equal_tables(tmp_path):

@@ -65,7 +65,9 @@ def here(source, folder, strategy, **changes):
         return fit(source, folder, strategy, **changes)
 
 
-@pytest.mark.parametrize("strategy", ["probe", "late", pytest.param("full", marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "strategy", ["probe", *(pytest.param(one, marks=pytest.mark.soak) for one in ("late", "full"))]
+)
 def test_a_run_equals_the_one_made_here(strategy, two_workers, source, tmp_path):
     assert two_workers.cpus == 2
     there, own = fit(source, tmp_path / "there", strategy), here(source, tmp_path / "here", strategy)
