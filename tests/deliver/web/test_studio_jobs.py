@@ -177,9 +177,13 @@ def test_a_fit_is_stopped_and_goes_on_where_it_was(jobs: Jobs, library: Library)
 
 def test_jobs_of_a_studio_that_was_killed_are_known_again(tmp_path: Path) -> None:
     folder = tmp_path / "jobs"
-    # Interruptible also where the shell that began the tests ignores Ctrl-C.
-    code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_DFL); time.sleep(60)"
-    alive = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    alive = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)"],
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # where a shell ignores it, from the first moment
+    )
     try:
         import psutil
 
