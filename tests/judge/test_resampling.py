@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from unfreeze.judge.metrics import confusion_matrix
-from unfreeze.judge.resampling import group_weights, interval, resampled_sums, soft_confusion, weighted_confusion
+from unfreeze.judge.resampling import (
+    group_weights,
+    interval,
+    numbered,
+    resampled_sums,
+    soft_confusion,
+    weighted_confusion,
+)
 
 
 def test_a_group_is_drawn_whole_and_the_same_seed_draws_the_same():
@@ -39,9 +46,10 @@ def test_sums_of_draws_are_those_of_the_weighted_rows():
     draws = np.random.default_rng(0)
     groups = draws.integers(0, 90, 1000).astype(str)
     bins, values = draws.integers(0, 4, 1000), draws.normal(0, 1, 1000)
-    found = resampled_sums(groups, [(bins, None, 4), (np.zeros(1000, int), values, 1), (bins, values, 5)], 21, 7)
-    assert found.shape == (21, 10)
-    for row, weight in zip(found, group_weights(groups, 21, 7), strict=True):
-        assert (row[:4] == np.bincount(bins, weight, 4)).all()
-        assert row[4] == pytest.approx(weight @ values)
-        assert row[5:] == pytest.approx(np.bincount(bins, weight * values, 5))
+    sums = [(bins, None, 4), (np.zeros(1000, int), values, 1), (bins, values, 5)]
+    counts, whole, parts = resampled_sums(numbered(groups)[0], sums, 21, 7)
+    assert (counts.shape, whole.shape, parts.shape) == ((21, 4), (21, 1), (21, 5))
+    for i, weight in enumerate(group_weights(groups, 21, 7)):
+        assert (counts[i] == np.bincount(bins, weight, 4)).all()
+        assert whole[i] == pytest.approx(weight @ values)
+        assert parts[i] == pytest.approx(np.bincount(bins, weight * values, 5))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unfreeze.judge.metrics import macro_f1, rates
+from unfreeze.judge.resampling import drawn_confusions
 
 Confusions = NDArray[np.float64]
 # Name -> function of (..., C, C) confusion counts to (...,) scores.
 Metrics = Mapping[str, Callable[[Confusions], NDArray[np.float64]]]
-# Confusion counts held at once; with many classes and predictions all draws together would be gigabytes.
-_MOST_BYTES = 64 << 20
 
 
 def recall_of(classes: list[int]) -> Callable[[Confusions], NDArray[np.float64]]:
@@ -65,13 +64,14 @@ def many_differences(
     chance alone has the probability `level`.
     """
     names = ["", *others]
-    scores = {metric: np.empty((len(names), 1 + resamples)) for metric in metrics}
-    for drawn, tables in _tables(truth, [base, *others.values()], groups, classes, resamples, seed):
+    told: dict[str, list[NDArray[np.float64]]] = {metric: [] for metric in metrics}
+    for tables in drawn_confusions(truth, [base, *others.values()], groups, classes, resamples, seed):
         for metric, of in metrics.items():
-            scores[metric][:, drawn] = of(tables)
+            told[metric].append(of(tables))
     tails = 100 * np.array([(1 - level) / 2, (1 + level) / 2])
     found: dict[str, dict[str, dict[str, dict[str, float]]]] = {name: {} for name in names}
-    for metric, every in scores.items():
+    for metric, parts in told.items():
+        every = np.concatenate(parts, axis=1)
         ends = np.percentile(every[:, 1:], tails, axis=1).T
         differences = every - every[:1]
         values, half = differences[:, 0], _half_widths(differences[1:], level)
@@ -101,9 +101,8 @@ def class_differences(
     "support", "base", "other" (F1) and "difference" {"value", "low", "high"}, whose intervals hold for all classes at
     once, by the same max-t. A draw without photos of a class counts its F1 as 0 in both.
     """
-    f1 = np.empty((2, 1 + resamples, classes))
-    for drawn, tables in _tables(truth, [base, other], groups, classes, resamples, seed):
-        f1[:, drawn] = rates(tables)["f1"]
+    drawn = drawn_confusions(truth, [base, other], groups, classes, resamples, seed)
+    f1 = np.concatenate([rates(tables)["f1"] for tables in drawn], axis=1)
     support = np.bincount(truth, minlength=classes)
     there = np.flatnonzero(support)
     more = (f1[1] - f1[0])[:, there].T
@@ -118,30 +117,6 @@ def class_differences(
         }
         for k, c in enumerate(there)
     ]
-
-
-def _tables(
-    truth: NDArray[np.integer],
-    predictions: Sequence[NDArray[np.integer]],
-    groups: NDArray[np.generic],
-    classes: int,
-    resamples: int,
-    seed: int,
-) -> Iterator[tuple[slice, Confusions]]:
-    """Confusion counts (predictions, draws, C, C) of all photos, then of each draw of groups; some draws at a time."""
-    _, member = np.unique(np.asarray(groups).astype(str), return_inverse=True)
-    count, draws = int(member.max()) + 1, np.random.default_rng(seed)
-    cells = [truth.astype(np.int64) * classes + p for p in predictions]
-    step = max(1, _MOST_BYTES // (8 * len(cells) * classes**2))
-    for start in range(0, 1 + resamples, step):
-        drawn = range(start, min(start + step, 1 + resamples))
-        tables = np.empty((len(cells), len(drawn), classes, classes))
-        for place, i in enumerate(drawn):
-            times = np.bincount(draws.integers(0, count, count), minlength=count) if i else np.ones(count)
-            weight = times[member]
-            for k, cell in enumerate(cells):
-                tables[k, place] = np.bincount(cell, weights=weight, minlength=classes**2).reshape(classes, classes)
-        yield slice(drawn.start, drawn.stop), tables
 
 
 def _half_widths(differences: NDArray[np.float64], level: float) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfreeze.judge.calibration import BINS, bins_of, expected_calibration_error
-from unfreeze.judge.resampling import resampled_sums
+from unfreeze.judge.resampling import numbered, resampled_sums
 
 Scores = dict[str, Any]
 
@@ -70,18 +70,17 @@ def out_of_fold_scores(
     confusion = confusion_matrix(truth, predicted, count)
     right = predicted == truth
 
-    group_count = len(np.unique(np.asarray(groups).astype(str)))
+    member, group_count = numbered(groups)
     cells = truth.astype(np.int64) * count + predicted
     top = probabilities.max(1).astype(np.float64)
-    sums = resampled_sums(
-        groups,
+    counts, lost, gaps = resampled_sums(
+        member,
         [(cells, None, count**2), (np.zeros(n, np.int64), losses, 1), (bins_of(top), top - right, BINS)],
         resamples,
         seed,
     )
-    drawn = np.rint(sums[:, : count**2]).reshape(-1, count, count)
-    photos = drawn.sum((1, 2))
-    drawn_loss, drawn_ece = sums[:, count**2] / photos, np.abs(sums[:, count**2 + 1 :]).sum(1) / photos
+    drawn, photos = counts.reshape(-1, count, count), counts.sum(1)
+    drawn_loss, drawn_ece = lost[:, 0] / photos, np.abs(gaps).sum(1) / photos
 
     tails = 100 * np.array([(1 - level) / 2, (1 + level) / 2])
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfreeze.judge.metrics import macro_f1
-from unfreeze.judge.resampling import resampled_sums
+from unfreeze.judge.resampling import drawn_confusions
 
 
 def paired_difference(
@@ -26,12 +26,8 @@ def paired_difference(
     (cluster resampling: Davison & Hinkley 1997, 3.8).
     """
     classes = first.shape[1]
-    cells = [truth.astype(np.int64) * classes + probabilities.argmax(1) for probabilities in (first, second)]
-    sums = resampled_sums(groups, [(cell, None, classes**2) for cell in cells], resamples, seed)
-    drawn = np.rint(sums).reshape(-1, 2, classes, classes)
-    # As it is, then of each draw.
-    whole = np.stack([np.bincount(cell, minlength=classes**2).reshape(classes, classes) for cell in cells])
-    scores = macro_f1(np.concatenate([whole[None], drawn]))
-    difference = scores[:, 1] - scores[:, 0]
+    drawn = drawn_confusions(truth, [first.argmax(1), second.argmax(1)], groups, classes, resamples, seed)
+    scores = np.concatenate([macro_f1(tables) for tables in drawn], axis=1)
+    difference = scores[1] - scores[0]
     low, high = np.percentile(difference[1:], 100 * np.array([(1 - level) / 2, (1 + level) / 2]))
     return {"value": float(difference[0]), "low": float(low), "high": float(high)}

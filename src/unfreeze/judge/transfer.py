@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfreeze.judge.metrics import macro_f1
+from unfreeze.judge.resampling import drawn_confusions
 
 F64 = NDArray[np.float64]
 
@@ -119,14 +120,9 @@ def beyond_chance(
     as Cohen's kappa (1960) takes it for accuracy: 0 for labels that the features know nothing of, whatever the
     classes' shares; 1 for no error. Two calls with the same groups and seed draw the same groups: they can be paired.
     """
-    _, member = np.unique(np.asarray(groups).astype(str), return_inverse=True)
-    count = int(member.max()) + 1
-    cells = truth.astype(np.int64) * classes + predicted
-    draws = np.random.default_rng(seed)
     found, chance = np.empty(resamples + 1), np.empty(resamples + 1)
-    for i in range(resamples + 1):
-        weight = np.bincount(draws.integers(0, count, count), minlength=count) if i else np.ones(count)
-        table = np.bincount(cells, weights=weight[member], minlength=classes**2).reshape(classes, classes)
+    drawn = drawn_confusions(truth, [predicted], groups, classes, resamples, seed)
+    for i, table in enumerate(table for tables in drawn for table in tables[0]):
         found[i], chance[i] = macro_f1(table), macro_f1(np.outer(table.sum(1), table.sum(0)) / table.sum())
     return (found - chance) / np.maximum(1 - chance, 1e-9), float(found[0]), float(chance[0])
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfreeze.core.tables import probability_columns
-from unfreeze.judge.resampling import interval, resampled_sums
+from unfreeze.judge.resampling import interval, numbered, resampled_sums
 from unfreeze.judge.selection import blended
 from unfreeze.learn.blend import Blend
 from unfreeze.learn.classifier import Classifier
@@ -74,12 +74,13 @@ class Certainty:
         for number, (start, end) in enumerate(pairwise(cuts)):
             step[order[start:end]] = number
         count = len(cuts) - 1
-        drawn = resampled_sums(groups, [(step, right, count), (step, None, count)], _RESAMPLES, 0)
+        member, _ = numbered(groups)
+        hits, photos = resampled_sums(member, [(step, right, count), (step, None, count)], _RESAMPLES, 0)
         steps = []
         for number, (start, end) in enumerate(pairwise(cuts)):
             rows = order[start:end]
             with np.errstate(invalid="ignore"):
-                samples = drawn[:, number] / drawn[:, count + number]
+                samples = hits[:, number] / photos[:, number]
             share = interval(float(right[rows].mean()), samples)
             word = next(w for least, w in _WORDS if share["value"] >= least)
             ends = float(best[rows[0]]), float(best[rows[-1]])
