@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import tarfile
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,11 @@ from photosets import class_folders
 from tarsets import add, jpeg, shards
 from unfreeze.core.errors import PhotoError, SourceError
 from unfreeze.core.recipe import Source
+from unfreeze.data import shards as inside
 from unfreeze.data.images import is_there, read_bytes
 from unfreeze.data.listing import list_images
 from unfreeze.data.readers import read
-from unfreeze.data.shards import members, split_path
+from unfreeze.data.shards import contents, split_path
 from unfreeze.data.webdataset import archives_of
 
 
@@ -168,6 +170,20 @@ def test_flipped_bytes_are_our_errors(at: list[tuple[int, int]], tmp_path_factor
         _bytes(each)
 
 
+def test_headers_are_read_once_for_the_table_and_all_photos(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inside, "_known", OrderedDict())
+    opened = []
+    real = tarfile.open
+    monkeypatch.setattr(tarfile, "open", lambda *a, **k: opened.append(a[0]) or real(*a, **k))
+    for file in read(folder).files():
+        assert read_bytes(file)
+    assert len(opened) == 2
+    monkeypatch.setattr(inside, "_KEPT", 1)  # as for a set of more members than are kept
+    contents(folder / "shard-000.tar")
+    contents(archive(folder.parent / "other.tar", **{"1.jpg": b"1", "2.jpg": b"2"}))
+    assert len(inside._known) == 1
+
+
 def test_an_archive_that_changes_is_read_anew(tmp_path: Path) -> None:
     path = archive(tmp_path / "a.tar", **{"a/1.jpg": b"one"})
     assert read_bytes(path / "a/1.jpg") == b"one"
@@ -186,7 +202,7 @@ def test_a_path_through_a_folder_named_so(tmp_path: Path) -> None:
     assert read_bytes(tmp_path / "odd.tar" / "1.jpg") == b"plain"
     inner = archive(tmp_path / "odd.tar" / "in.tar", **{"b.tar/2.jpg": b"inner"})
     assert read_bytes(inner / "b.tar/2.jpg") == b"inner"
-    assert [m.name for m in members(inner)] == ["b.tar/2.jpg"]
+    assert [m.name for m in contents(inner).members] == ["b.tar/2.jpg"]
 
 
 def test_the_main_job_is_the_same_as_on_files(folder: Path, tmp_path: Path) -> None:

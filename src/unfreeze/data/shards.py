@@ -19,9 +19,9 @@ from unfreeze.core.errors import PhotoError, SourceError
 
 SUFFIX = ".tar"
 _INSIDE = f"{SUFFIX}/"
-# Archives whose index is kept in memory at once: about 200 bytes a member.
-_KEPT = 128
-_indices: OrderedDict[tuple[str, int, int], dict[str, tuple[int, int]]] = OrderedDict()
+# Members whose places are kept in memory at once: about 300 bytes each.
+_KEPT = 300_000
+_known: OrderedDict[tuple[int, ...], Contents] = OrderedDict()
 _lock = threading.Lock()
 
 
@@ -32,6 +32,14 @@ class Member:
     name: str
     start: int
     size: int
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The plain files of an archive in its order, and each by its name; of two of one name the first counts."""
+
+    members: tuple[Member, ...]
+    named: dict[str, Member]
 
 
 def split_path(path: str | Path) -> tuple[str, str] | None:
@@ -52,11 +60,60 @@ def holder(path: Path) -> Path:
     return Path(inside[0]) if inside else path
 
 
-def members(archive: Path) -> Iterator[Member]:
-    """The plain files of a .tar, in its order; links, devices and sparse files are passed over.
+def contents(archive: str | Path) -> Contents:
+    """What a .tar holds. Its headers are read once, and anew when it has changed.
 
-    Raises SourceError if it is not an uncompressed tar, is damaged, or ends before what it says it holds.
+    Raises SourceError if it is not an uncompressed tar, is damaged, or ends before what it says it holds; OSError as
+    the system raises it.
     """
+    status = os.stat(archive)  # noqa: PTH116
+    key = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+    with _lock:  # one reads an archive's headers, the others wait for it
+        known = _known.get(key)
+        if known is None:
+            members = tuple(_members(Path(archive)))
+            known = _known[key] = Contents(members, {member.name: member for member in reversed(members)})
+            kept = sum(len(each.members) for each in _known.values())
+            while kept > _KEPT and len(_known) > 1:
+                kept -= len(_known.popitem(last=False)[1].members)
+        else:
+            _known.move_to_end(key)
+    return known
+
+
+def read_member(archive: str, name: str, limit: int) -> bytes:
+    """The bytes of a member. PhotoError: no such member, larger than `limit` bytes, or cut off."""
+    path = f"{archive}/{name}"
+    try:
+        member = contents(archive).named.get(name)
+    except SourceError as error:
+        raise PhotoError(path, str(error).removeprefix(f"{archive}: ")) from None
+    if member is None:
+        raise PhotoError(path, "no such file in the archive")
+    if member.size > limit:
+        raise PhotoError(path, f"larger than {limit >> 20} MiB")
+    data = _read_part(archive, member)
+    if len(data) < member.size:
+        raise PhotoError(path, "cut off: the archive ends before")
+    return data
+
+
+def has_member(archive: str, name: str) -> bool:
+    """Whether a readable archive holds a plain file of this name."""
+    try:
+        return name in contents(archive).named
+    except (OSError, SourceError):
+        return False
+
+
+def _read_part(archive: str, member: Member) -> bytes:
+    with open(archive, "rb") as file:
+        file.seek(member.start)
+        return file.read(member.size)
+
+
+def _members(archive: Path) -> Iterator[Member]:
+    """The plain files of a .tar; links, devices and sparse files are passed over. Raises as `contents`."""
     length = archive.stat().st_size
     try:
         with tarfile.open(archive, "r:") as opened:
@@ -71,54 +128,3 @@ def members(archive: Path) -> Iterator[Member]:
         raise SourceError(
             f"{archive}: not a whole, uncompressed tar file ({why}). Copy it again, or write it without compression."
         ) from None
-
-
-def read_part(archive: str | Path, start: int, size: int) -> bytes:
-    """`size` bytes of a file from `start` on; fewer where it ends. OSError as the system raises it."""
-    with open(archive, "rb") as file:
-        file.seek(start)
-        return file.read(size)
-
-
-def read_member(archive: str, name: str, limit: int) -> bytes:
-    """The bytes of a member. PhotoError: no such member, larger than `limit` bytes, or cut off."""
-    path = f"{archive}/{name}"
-    try:
-        where = _index(archive).get(name)
-    except SourceError as error:
-        raise PhotoError(path, str(error).removeprefix(f"{archive}: ")) from None
-    if where is None:
-        raise PhotoError(path, "no such file in the archive")
-    start, size = where
-    if size > limit:
-        raise PhotoError(path, f"larger than {limit >> 20} MiB")
-    data = read_part(archive, start, size)
-    if len(data) < size:
-        raise PhotoError(path, "cut off: the archive ends before")
-    return data
-
-
-def has_member(archive: str, name: str) -> bool:
-    """Whether a readable archive holds a plain file of this name."""
-    try:
-        return name in _index(archive)
-    except (OSError, SourceError):
-        return False
-
-
-def _index(archive: str) -> dict[str, tuple[int, int]]:
-    """Where each member is. Read anew when the archive has changed; of two members of one name the first counts."""
-    status = os.stat(archive)  # noqa: PTH116
-    key = (archive, status.st_mtime_ns, status.st_size)
-    with _lock:  # one reads an archive's headers, the others wait for it
-        known = _indices.get(key)
-        if known is None:
-            known = {}
-            for member in members(Path(archive)):
-                known.setdefault(member.name, (member.start, member.size))
-            _indices[key] = known
-            while len(_indices) > _KEPT:
-                _indices.popitem(last=False)
-        else:
-            _indices.move_to_end(key)
-    return known

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import posixpath
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +12,7 @@ from unfreeze.core.errors import SourceError, listed
 from unfreeze.core.recipe import Source
 from unfreeze.core.tables import PHOTO_COLUMNS, Finding
 from unfreeze.data.sheet import KINDS, Sheet, as_sheet, read_sheet, texts_of
-from unfreeze.data.walk import SPLIT_WORDS, Draft, counted, is_hidden, skipped, splitting
+from unfreeze.data.walk import SPLIT_WORDS, Draft, counted, hidden_skipped, is_hidden, skipped, splitting
 
 LABEL_NAMES = ("label", "class", "target", "category")
 GROUP_NAMES = ("group", "group_id", "person", "patient", "subject")
@@ -34,42 +33,24 @@ def draft(source: Path | pd.DataFrame, options: Source) -> Draft:
     path_column = options.path_column or _path_column(sheet, base)
     label_columns = options.label or (_label_column(sheet, path_column),)
     group_column = options.group or ("" if options.group_regex else _named(sheet, GROUP_NAMES))
-    told = table_of(sheet, options, path_column, label_columns, group_column, None, base)
-    shown = " + ".join(f"'{column}'" for column in label_columns)
-    return Draft(
-        root=base.resolve(),
-        table=told.table,
-        attributes=told.attributes,
-        taken=f"{kind}: paths in '{path_column}', label {shown}",
-        grouping=f"group '{group_column}'" if group_column else "each photo its own group",
-        splitting=told.splitting,
-        findings=told.findings,
-    )
+    taken = f"{kind}: paths in '{path_column}'"
+    return draft_of(sheet, options, base, taken, path_column, label_columns, group_column)
 
 
-@dataclass(frozen=True)
-class Told:
-    """What rows of text say of photos: parts of a Draft."""
-
-    table: pd.DataFrame
-    attributes: tuple[str, ...]
-    splitting: str
-    findings: tuple[Finding, ...]
-
-
-def table_of(
+def draft_of(
     sheet: Sheet,
     options: Source,
+    base: Path,
+    taken: str,
     path_column: str,
     label_columns: tuple[str, ...],
     group_column: str,
-    paths: list[str] | None,
-    base: Path = Path(),
-) -> Told:
+    paths: list[str] | None = None,
+) -> Draft:
     """The rows under the rules that hold for all tables. SourceError for anything that leaves a row's meaning open.
 
-    group_column: may be empty: each photo its own group. paths: the photos' paths where they are known to be there;
-    None: the sheet's, looked for below `base`.
+    base: where paths start. taken: what the source was taken for, the label left out. group_column: may be empty: each
+    photo its own group. paths: the photos' paths where they are known to be there; None: the sheet's, looked for.
     """
     attributes = _attributes(sheet, label_columns, path_column)
     # Labels before paths: a wrong column name should be told at once, not after 20,000 looks at the disk.
@@ -80,7 +61,16 @@ def table_of(
     rows["path"] = _paths(sheet, path_column, base) if paths is None else paths
     rows["group"] = sheet.filled(group_column) if group_column else rows["path"]
     table, findings = _without_repeats(sheet, pd.DataFrame(rows))
-    return Told(table, attributes, split_text, findings)
+    shown = " + ".join(f"'{column}'" for column in label_columns)
+    return Draft(
+        root=base.resolve(),
+        table=table,
+        attributes=attributes,
+        taken=f"{taken}, label {shown}",
+        grouping=f"group '{group_column}'" if group_column else "each photo its own group",
+        splitting=split_text,
+        findings=findings,
+    )
 
 
 def paths_of(source: Path, options: Source) -> tuple[Path, list[str]]:
@@ -250,14 +240,7 @@ def _without_repeats(sheet: Sheet, table: pd.DataFrame) -> tuple[pd.DataFrame, t
     """Each photo once, hidden files dropped. SourceError: rows that contradict each other about a photo."""
     # Folders are the table's own choice, but ._name is never a photo: lists made by a glob hold them.
     is_shadow = [is_hidden(path.rpartition("/")[2]) for path in table["path"]]
-    hidden = skipped(
-        "hidden",
-        "info",
-        list(table["path"][is_shadow]),
-        "hidden file",
-        "hidden files",
-        "None needed: these are not photos.",
-    )
+    hidden = hidden_skipped(list(table["path"][is_shadow]))
     table = table[[not shadow for shadow in is_shadow]]
     if table.empty:
         raise SourceError(f"{sheet.name}: no photos; all of its files are hidden ones.")

@@ -98,15 +98,8 @@ class Found:
         # A hidden folder counts as one: looking into .git or __MACOSX to count would cost more than it tells.
         hidden = "hidden files or folders" if any(p.endswith("/") for p in self.hidden) else "hidden files"
         findings = [
-            skipped("hidden", "info", self.hidden, "hidden file", hidden, "None needed: these are not photos."),
-            skipped(
-                "not_photos",
-                "info",
-                self.others,
-                "file that is not an image",
-                "files that are not images",
-                "None needed: they stay unread.",
-            ),
+            hidden_skipped(self.hidden, hidden),
+            others_skipped(self.others),
             skipped(
                 "names",
                 "warning",
@@ -226,6 +219,17 @@ def skipped(check: str, severity: Severity, paths: Collection[str], one: str, ma
         return None
     message = f"{len(paths):,} {one if len(paths) == 1 else many} skipped, first: {next(iter(paths))}"
     return Finding(check, severity, message, fix)
+
+
+def hidden_skipped(paths: Collection[str], many: str = "hidden files") -> Finding | None:
+    """The finding of hidden files that every kind of source passes over; None where there are none."""
+    return skipped("hidden", "info", paths, "hidden file", many, "None needed: these are not photos.")
+
+
+def others_skipped(paths: Collection[str]) -> Finding | None:
+    """The finding of files that are no images; None where there are none."""
+    few, many = "file that is not an image", "files that are not images"
+    return skipped("not_photos", "info", paths, few, many, "None needed: they stay unread.")
 
 
 def counted(number: int, noun: str) -> str:

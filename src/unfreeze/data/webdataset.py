@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,18 @@ import pandas as pd
 from unfreeze.core.errors import SourceError, listed
 from unfreeze.core.recipe import Source
 from unfreeze.core.tables import Finding
-from unfreeze.data.shards import SUFFIX, Member, members
+from unfreeze.data.shards import SUFFIX, Member, contents
 from unfreeze.data.sheet import Sheet
-from unfreeze.data.tabular import GROUP_NAMES, LABEL_NAMES, SPLIT_NAMES, table_of
+from unfreeze.data.tabular import GROUP_NAMES, LABEL_NAMES, SPLIT_NAMES, draft_of
 from unfreeze.data.walk import (
     SPLIT_WORDS,
     Draft,
     counted,
+    hidden_skipped,
     is_hidden,
     is_image_name,
     is_text,
+    others_skipped,
     skipped,
     unreadable,
     walk,
@@ -73,15 +75,8 @@ class Passed:
         """One finding for each kind."""
         shown = [name.encode("utf-8", "backslashreplace").decode() for name in self.badly_named]
         found = (
-            skipped("hidden", "info", self.hidden, "hidden file", "hidden files", "None needed: these are not photos."),
-            skipped(
-                "not_photos",
-                "info",
-                self.others,
-                "file that is not an image",
-                "files that are not images",
-                "None needed: they stay unread.",
-            ),
+            hidden_skipped(self.hidden),
+            others_skipped(self.others),
             skipped(
                 "names",
                 "warning",
@@ -190,16 +185,12 @@ def draft(source: Path, options: Source) -> Draft:
         raise SourceError(f"{source}: no photos in its {counted(len(archives), 'archive')}.")
     # A label that some samples lack is told as the empty cells of a table are.
     sheet = Sheet(pd.DataFrame({"path": paths} | columns), str(source), first_row=1)
-    told_rows = table_of(sheet, options, "path", label, "" if options.group_regex else group, paths)
-    shown = " + ".join(f"'{name}'" for name in label)
-    return Draft(
-        root=root.resolve(),
-        table=told_rows.table,
-        attributes=told_rows.attributes,
-        taken=f"{counted(len(archives), 'WebDataset shard')}, label {shown}",
-        grouping="each sample its own group" if group == SAMPLE else f"group '{group}'",
-        splitting=told_rows.splitting,
-        findings=(*passed.findings(), *told_rows.findings),
+    taken = counted(len(archives), "WebDataset shard")
+    found = draft_of(sheet, options, root, taken, "path", label, "" if options.group_regex else group, paths)
+    return replace(
+        found,
+        grouping="each sample its own group" if group == SAMPLE else found.grouping,
+        findings=(*passed.findings(), *found.findings),
     )
 
 
@@ -209,7 +200,7 @@ def _samples(root: Path, archive: str, passed: Passed) -> Iterator[tuple[str, Sa
     seen: set[str] = set()
     try:
         with open(root / archive, "rb") as file:
-            for member in members(root / archive):
+            for member in contents(root / archive).members:
                 _sort(file, f"{archive}/", member, found, seen, passed)
     except OSError as error:
         raise unreadable(root / archive, error) from None
