@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -184,28 +183,22 @@ def address(site: Path) -> Iterator[str]:
         server.shutdown()
 
 
-def test_a_reader_searches_on_a_narrow_screen_and_nothing_leaves_the_host(address: str) -> None:
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if not chromium:
-        pytest.skip("no Chromium here")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=chromium)
-        page = browser.new_page(viewport={"width": 360, "height": 740}, color_scheme="dark")
-        asked: list[str] = []
-        faults: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        for path in ("index.html", "tutorial.html", "commands.html", "reference/runs.html", "ko/tutorial.html"):
-            page.goto(address + path)
-            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{path}: scrolls sideways"
-        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert ground == "rgb(19, 21, 23)", "dark by the reader's setting"
-        page.goto(address + "index.html?q=over-sampling")
-        page.locator(".md-search-result__link").first.wait_for(state="attached")
-        page.goto(address + "ko/index.html?q=혼동")
-        page.locator(".md-search-result__link").first.wait_for(state="attached")
-        browser.close()
+def test_a_reader_searches_on_a_narrow_screen_and_nothing_leaves_the_host(address: str, browser: Any) -> None:
+    page = browser.new_page(viewport={"width": 360, "height": 740}, color_scheme="dark")
+    asked: list[str] = []
+    faults: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    for path in ("index.html", "tutorial.html", "commands.html", "reference/runs.html", "ko/tutorial.html"):
+        page.goto(address + path)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{path}: scrolls sideways"
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert ground == "rgb(19, 21, 23)", "dark by the reader's setting"
+    page.goto(address + "index.html?q=over-sampling")
+    page.locator(".md-search-result__link").first.wait_for(state="attached")
+    page.goto(address + "ko/index.html?q=혼동")
+    page.locator(".md-search-result__link").first.wait_for(state="attached")
+    page.close()
     assert asked and {urlsplit(url).netloc for url in asked if not url.startswith("data:")} == {
         urlsplit(address).netloc
     }

@@ -58,18 +58,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 QUICK = ["--set", "engine=openvino-f32", "--folds", "3", "--budget", "5s", "--set", 'advise.candidates=["probe"]']
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if not chromium:
-        pytest.skip("no Chromium here")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 class Watched:
     """A page, and all that it did which it should not."""
 

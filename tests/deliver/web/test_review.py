@@ -5,11 +5,9 @@ from __future__ import annotations
 import io
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -234,18 +232,6 @@ def serve(run: Run, file: Path) -> tuple[subprocess.Popen[str], str]:
         if match := re.search(r"http://\S+", line):
             return server, match[0]
     raise AssertionError("the server ended before it told its address")
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if not chromium:
-        pytest.skip("no Chromium here")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=chromium)
-        yield opened
-        opened.close()
 
 
 def test_a_person_judges_and_a_kill_loses_nothing(run: Run, file: Path, browser: Any) -> None:
