@@ -20,8 +20,10 @@ def json_of(path: Path) -> Any:
         return read_json(path)
     except FileNotFoundError:
         raise RunError(f"{path}: is missing; the run is not whole, fit it again with --force.") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise RunError(f"{path}: cannot be read ({error}); fit the run again with --force.") from None
+    except ValueError as error:
+        raise RunError(f"{path}: cannot be read: not valid JSON ({error}); fit the run again with --force.") from None
 
 
 def unlike(info: dict[str, Any]) -> str:
@@ -68,25 +70,42 @@ def _is_score(score: Any) -> bool:
 
 def predictions_of(run: Path, classes: Sequence[str]) -> pd.DataFrame:
     """oof.parquet. RunError where it is not whole, names an unknown class, or photos that photos.parquet does not."""
-    table = _parquet(run / "oof.parquet")
-    wrong = unlike_predictions(table, classes)
-    if not wrong and (run / "photos.parquet").exists():
-        known = set(_parquet(run / "photos.parquet", ["path"])["path"])
-        wrong = "" if known.issuperset(table["path"]) else "photos that photos.parquet does not know"
-    if wrong:
-        raise RunError(f"{run / 'oof.parquet'}: is damaged ({wrong}); fit the run again with --force.")
-    return table
+    there = (run / "photos.parquet").exists()
+    return _predictions(run, classes, _parquet(run / "photos.parquet", ["path"]) if there else None)
 
 
 def photos_of(run: Path, classes: Sequence[str]) -> pd.DataFrame:
     """photos.parquet. RunError where it is not whole, or names an unknown class."""
+    return _photos(run, classes, "hash")
+
+
+def tables_of(run: Path, classes: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """photos.parquet, whose hashes are not asked for, and oof.parquet: both read once. RunError as of each alone."""
+    photos = _photos(run, classes)
+    return photos, _predictions(run, classes, photos)
+
+
+def _photos(run: Path, classes: Sequence[str], *more: str) -> pd.DataFrame:
     table = _parquet(run / "photos.parquet")
-    if wrong := unlike_photos(table, classes, "hash"):
-        raise RunError(f"{run / 'photos.parquet'}: is damaged ({wrong}); fit the run again with --force.")
+    _refuse(run / "photos.parquet", _unlike_photos(table, classes, *more))
     return table
 
 
-def unlike_predictions(table: pd.DataFrame, classes: Sequence[str]) -> str:
+def _predictions(run: Path, classes: Sequence[str], photos: pd.DataFrame | None) -> pd.DataFrame:
+    table = _parquet(run / "oof.parquet")
+    wrong = _unlike_predictions(table, classes)
+    if not wrong and photos is not None and not set(photos["path"]).issuperset(table["path"]):
+        wrong = "photos that photos.parquet does not know"
+    _refuse(run / "oof.parquet", wrong)
+    return table
+
+
+def _refuse(path: Path, wrong: str) -> None:
+    if wrong:
+        raise RunError(f"{path}: is damaged ({wrong}); fit the run again with --force.")
+
+
+def _unlike_predictions(table: pd.DataFrame, classes: Sequence[str]) -> str:
     """What of out-of-fold predictions is not as it must be, in words; empty where nothing is."""
     told = probability_columns(list(classes))
     wrong = _unlike_table(table, ("path", "label"), ("fold", *told))
@@ -95,7 +114,7 @@ def unlike_predictions(table: pd.DataFrame, classes: Sequence[str]) -> str:
     return wrong or ("" if np.isfinite(table[told].to_numpy(float)).all() else "probabilities that are no numbers")
 
 
-def unlike_photos(table: pd.DataFrame, classes: Sequence[str], *more: str) -> str:
+def _unlike_photos(table: pd.DataFrame, classes: Sequence[str], *more: str) -> str:
     """The same of a run's photos. more: further columns of text."""
     wrong = "no column unit" if "unit" not in table else _unlike_table(table, (*PHOTO_COLUMNS, *more), ("fold",))
     return wrong or ("" if set(table["label"]) <= set(classes) else "labels that are no class")

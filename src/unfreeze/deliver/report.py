@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ import pandas as pd
 from unfreeze.core.errors import RunError, listed
 from unfreeze.core.files import write_whole
 from unfreeze.core.progress import Reporter
-from unfreeze.core.run_files import scores_of, unlike_photos, unlike_predictions
+from unfreeze.core.run_files import json_of, scores_of, tables_of
 from unfreeze.core.runs import read_log
-from unfreeze.core.tables import FINDING_COLUMNS, probability_columns, read_parquet
+from unfreeze.core.tables import FINDING_COLUMNS
 from unfreeze.deliver import sections
 from unfreeze.deliver.advice_section import read_advice
 from unfreeze.deliver.diagnosis_section import diagnosis, read_diagnosis
@@ -57,18 +56,10 @@ def read_run(run: Path) -> Material:
         raise RunError(f"{run}: written in run format {info['format']}, this version reads {FORMAT}; update unfreeze.")
     if info["status"] != "finished":
         raise RunError(f"{run}: the run is {info['status']}; finish it with the command that started it, then report.")
-    scores = _mapping(run / "scores.json", "out_of_fold", "folds")
-    if not scores["folds"]:
+    scores = scores_of(run / "scores.json")
+    if not scores.get("folds"):
         raise RunError(f"{run / 'scores.json'}: no folds in it; run the fit again.")
-    scores_of(run / "scores.json")
-    classes = [str(name) for name in info["classes"]]
-    photos = _table(run / "photos.parquet", "path", "label", "group", "unit", "split", "fold")
-    oof = _table(run / "oof.parquet", "path", "fold", "label", *probability_columns(classes))
-    for name, wrong in (("photos", unlike_photos(photos, classes)), ("oof", unlike_predictions(oof, classes))):
-        if wrong:
-            raise RunError(f"{run / name}.parquet: is damaged ({wrong}); fit the run again with --force.")
-    if not set(photos["path"]).issuperset(oof["path"]):
-        raise RunError(f"{run / 'oof.parquet'}: names photos that photos.parquet does not; fit the run again.")
+    photos, oof = tables_of(run, [str(name) for name in info["classes"]])
     return Material(
         name=Path(info["root"]).name or run.name,
         info=info,
@@ -185,15 +176,8 @@ def _text(file: Path) -> str:
         raise RunError(f"{file}: cannot be read ({error}).") from None
 
 
-def _json(file: Path) -> Any:
-    try:
-        return json.loads(_text(file))
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{file}: not valid JSON ({error}).") from None
-
-
 def _mapping(file: Path, *keys: str) -> dict[str, Any]:
-    value = _json(file)
+    value = json_of(file)
     if not isinstance(value, dict):
         raise RunError(f"{file}: holds no mapping of names to values.")
     missing = [key for key in keys if key not in value]
@@ -202,19 +186,6 @@ def _mapping(file: Path, *keys: str) -> dict[str, Any]:
     return value
 
 
-def _table(file: Path, *columns: str) -> pd.DataFrame:
-    try:
-        table = read_parquet(file)
-    except FileNotFoundError:
-        raise RunError(f"{file}: missing, so there is nothing to report; run the fit again.") from None
-    except Exception as error:  # bytes can be wrong in any way, and pyarrow's errors have no common base
-        raise RunError(f"{file}: cannot be read as Parquet ({error}).") from None
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        raise RunError(f"{file}: lacks the column(s) {listed(missing)}; it has {listed(table.columns, 20)}.")
-    return table
-
-
 def _findings(file: Path) -> pd.DataFrame:
-    rows = _json(file) if file.exists() else []
+    rows = json_of(file) if file.exists() else []
     return pd.DataFrame(rows, columns=list(FINDING_COLUMNS)).fillna("")

@@ -167,7 +167,6 @@ def _keep(run: Path, mark: str, found: Suspects, reporter: Reporter) -> None:
 
 
 def _kept(run: Path, mark: str | None) -> Suspects | None:
-
     try:
         read = read_json(run / FILE)
         if mark not in (None, read.pop("mark")):
