@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 import unfreeze as uf
-from unfreeze.core.recipe import Source
+from unfreeze.core.recipe_sections import Source
 
 PHOTOS, PEOPLE, FOLDS = 420, 60, "3"
 REAL: dict[str, tuple[str, dict[str, Any]]] = {

@@ -14,7 +14,8 @@ import sets
 
 import unfreeze as uf
 from unfreeze.core.progress import Reporter
-from unfreeze.core.recipe import Recipe, Source
+from unfreeze.core.recipe import Recipe
+from unfreeze.core.recipe_sections import Source
 from unfreeze.core.tables import Photos
 from unfreeze.data.people import make_people
 from unfreeze.learn.crossval import prepare

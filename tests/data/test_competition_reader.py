@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from unfreeze.core.errors import SourceError
-from unfreeze.core.recipe import Source
+from unfreeze.core.recipe_sections import Source
 from unfreeze.data.competition import CLASSES
 from unfreeze.data.readers import read
 

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from unfreeze.core.errors import SourceError
-from unfreeze.core.recipe import Source
+from unfreeze.core.recipe_sections import Source
 from unfreeze.data.listing import list_images
 
 

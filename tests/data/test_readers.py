@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from unfreeze.core.errors import SourceError
-from unfreeze.core.recipe import Source
+from unfreeze.core.recipe_sections import Source
 from unfreeze.data.readers import READERS, read, register
 from unfreeze.data.walk import IMAGE_SUFFIXES, Draft, walk
 

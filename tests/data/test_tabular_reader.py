@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from unfreeze.core.errors import SourceError, UnfreezeError
-from unfreeze.core.recipe import Source
+from unfreeze.core.recipe_sections import Source
 from unfreeze.data import sheet as sheets
 from unfreeze.data.readers import read
 

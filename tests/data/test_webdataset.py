@@ -18,7 +18,7 @@ from commandline import run_cli
 from photosets import class_folders
 from tarsets import add, jpeg, shards
 from unfreeze.core.errors import PhotoError, SourceError
-from unfreeze.core.recipe import Source
+from unfreeze.core.recipe_sections import Source
 from unfreeze.data import shards as inside
 from unfreeze.data.images import is_there, read_bytes
 from unfreeze.data.listing import list_images

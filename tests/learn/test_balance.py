@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from unfreeze.core.errors import RecipeError
-from unfreeze.core.recipe import Added, Balance, Recipe, from_mapping, parse_assignments
+from unfreeze.core.recipe import Recipe, from_mapping, parse_assignments
+from unfreeze.core.recipe_sections import Added, Balance
 from unfreeze.learn.added import AddedRows, choose_rows
 from unfreeze.learn.balance import Settled, check_balance, log_prior, row_weights, settled, times_drawn
 from unfreeze.learn.views import MIRRORED, check_view, seen

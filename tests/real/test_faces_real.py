@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import unfreeze as uf
-from unfreeze.core.recipe import Source
+from unfreeze.core.recipe_sections import Source
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 pytestmark = [

@@ -9,7 +9,8 @@ import pytest
 
 import unfreeze as uf
 from unfreeze.core.progress import Reporter
-from unfreeze.core.recipe import Recipe, Source
+from unfreeze.core.recipe import Recipe
+from unfreeze.core.recipe_sections import Source
 from unfreeze.learn.crossval import prepare
 from unfreeze.study.similarity import similarity
 

@@ -25,7 +25,8 @@ from PIL import Image
 from fuzzing import JSON, damaged, fuzzed, ours
 from photosets import draw
 from unfreeze.core.errors import PhotoError
-from unfreeze.core.recipe import Recipe, Source, parse_assignments, read_recipe
+from unfreeze.core.recipe import Recipe, parse_assignments, read_recipe
+from unfreeze.core.recipe_sections import Source
 from unfreeze.core.runs import list_runs, open_run, read_log
 from unfreeze.core.verdicts import VERDICTS, Verdict, append_verdict, read_verdicts, withdraw_verdict
 from unfreeze.data.images import FORMATS, decode, decode_sized, load_square

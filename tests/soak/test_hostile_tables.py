@@ -27,7 +27,8 @@ from hostile import CLASSES, NAMES
 from photosets import draw, table
 from unfreeze.core.cells import guarded, plain, write_csv
 from unfreeze.core.errors import BackboneError, RecipeError, SourceError, UnfreezeError
-from unfreeze.core.recipe import MOST_SEED, Recipe, Source, parse_assignments, read_recipe
+from unfreeze.core.recipe import MOST_SEED, Recipe, parse_assignments, read_recipe
+from unfreeze.core.recipe_sections import Source
 from unfreeze.core.runs import Run
 from unfreeze.core.verdicts import Verdict, append_verdict, read_verdicts
 from unfreeze.data import sheet

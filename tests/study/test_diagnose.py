@@ -20,7 +20,7 @@ from photosets import CLASSES
 from unfreeze.core.cache import cache_root
 from unfreeze.core.errors import RunError, SourceError
 from unfreeze.core.progress import Reporter
-from unfreeze.core.recipe import Source
+from unfreeze.core.recipe_sections import Source
 from unfreeze.core.runs import Run, open_run
 from unfreeze.data.grouping import groups_in
 from unfreeze.study.diagnose import FILE, Diagnosis

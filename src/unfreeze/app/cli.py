@@ -33,6 +33,7 @@ from unfreeze.app import (
 )
 from unfreeze.app.console import complain
 from unfreeze.core.errors import UnfreezeError
+from unfreeze.core.files import is_text
 from unfreeze.core.progress import WATCHED
 
 # typer carries its own copy of click from 0.16 on; its errors are that copy's.
@@ -122,10 +123,8 @@ def main() -> None:
 def _refuse_bytes(arguments: list[str]) -> None:
     """UnfreezeError for an argument that is not valid UTF-8: no recipe, table or page could hold such a name."""
     for argument in arguments:
-        try:
-            argument.encode("utf-8")
-        except UnicodeEncodeError:
-            raise UnfreezeError(f"{argument}: this is not valid UTF-8; rename the file or folder.") from None
+        if not is_text(argument):
+            raise UnfreezeError(f"{argument}: this is not valid UTF-8; rename the file or folder.")
 
 
 def _help_hint(error: UsageError) -> str:

@@ -11,7 +11,7 @@ import typer
 from unfreeze.app.console import emit_json, reporter, say, show, then, warn
 from unfreeze.app.fitting import Json, PathColumn, Root
 from unfreeze.core.errors import TemplateError
-from unfreeze.core.recipe import Source
+from unfreeze.core.recipe_sections import Source
 
 RunsArgument = Annotated[
     str, typer.Argument(help="A finished run folder, or several as RUN+RUN.", metavar="RUN[+RUN...]")

@@ -1,7 +1,7 @@
 """Tables as CSV for people: no name in one becomes a formula in a spreadsheet, and none breaks a line.
 
 A cell of text that a spreadsheet would take for a formula gets an apostrophe before it, as OWASP's page on CSV
-injection advises; plain numbers stay as they are. Where names are wanted to the letter (a submission, Parquet) none
+injection advises; plain numbers of a table stay as they are. Where names are wanted to the letter (a submission, Parquet) none
 does.
 """
 
@@ -22,7 +22,7 @@ _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?")
 
 def guarded(text: str) -> str:
     """The text as a cell that no spreadsheet computes; `plain` takes the apostrophe off again."""
-    return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def plain(cell: str) -> str:
@@ -44,4 +44,5 @@ def write_csv(path: Path, table: pd.DataFrame, exact: bool = False) -> Path:
 
 
 def _cell(value: object) -> object:
-    return guarded(value) if isinstance(value, str) else value
+    """A plain number stays one: classes may be called -1 and 0."""
+    return guarded(value) if isinstance(value, str) and not _NUMBER.fullmatch(value) else value

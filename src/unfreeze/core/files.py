@@ -32,6 +32,17 @@ _REASONS = {
 _ROOM = 1 << 17
 
 
+def is_text(name: str) -> bool:
+    """False for names with lone surrogates, which is how Python spells bytes that are not valid UTF-8."""
+    if name.isascii():
+        return True
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Turns a full disk, a read-only folder and their like into a StorageError that names `path`."""

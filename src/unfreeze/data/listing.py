@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from unfreeze.core.errors import SourceError
-from unfreeze.core.recipe import Source
+from unfreeze.core.recipe_sections import Source
 from unfreeze.data.shards import has_member, split_path
 from unfreeze.data.sheet import KINDS
 from unfreeze.data.tabular import paths_of

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from unfreeze.core.errors import SourceError, listed, nearest
-from unfreeze.core.recipe import Source
+from unfreeze.core.recipe_sections import Source
 from unfreeze.core.tables import Finding, Photos
 from unfreeze.data import competition, tabular, webdataset
 from unfreeze.data.grouping import groups_in

@@ -13,8 +13,9 @@ import pandas as pd
 from pyarrow.parquet import read_metadata
 
 from unfreeze.core.errors import SourceError, listed, nearest
+from unfreeze.core.files import is_text
 from unfreeze.core.tables import read_parquet
-from unfreeze.data.walk import counted, is_text
+from unfreeze.data.walk import counted
 
 KINDS = {
     ".csv": "CSV",

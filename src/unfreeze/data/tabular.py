@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from unfreeze.core.errors import SourceError, listed
-from unfreeze.core.recipe import Source
+from unfreeze.core.recipe_sections import Source
 from unfreeze.core.tables import PHOTO_COLUMNS, Finding
 from unfreeze.data.sheet import KINDS, Sheet, as_sheet, read_sheet, texts_of
 from unfreeze.data.walk import SPLIT_WORDS, Draft, counted, hidden_skipped, is_hidden, skipped, splitting

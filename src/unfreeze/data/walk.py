@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from unfreeze.core.errors import SourceError
+from unfreeze.core.files import is_text
 from unfreeze.core.tables import Finding, Severity
 
 IMAGE_SUFFIXES = frozenset(
@@ -193,17 +194,6 @@ def is_image_name(name: str) -> bool:
     """Whether a file's name ends like an image's."""
     _, dot, suffix = name.rpartition(".")
     return bool(dot) and suffix.lower() in IMAGE_SUFFIXES
-
-
-def is_text(name: str) -> bool:
-    """False for names with lone surrogates, which is how Python spells bytes that are not valid UTF-8."""
-    if name.isascii():
-        return True
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def readable_name(path: Path) -> Path:

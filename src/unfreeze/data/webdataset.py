@@ -18,7 +18,8 @@ from typing import Any
 import pandas as pd
 
 from unfreeze.core.errors import SourceError, listed
-from unfreeze.core.recipe import Source
+from unfreeze.core.files import is_text
+from unfreeze.core.recipe_sections import Source
 from unfreeze.core.tables import Finding
 from unfreeze.data.shards import SUFFIX, Member, contents
 from unfreeze.data.sheet import Sheet
@@ -30,7 +31,6 @@ from unfreeze.data.walk import (
     hidden_skipped,
     is_hidden,
     is_image_name,
-    is_text,
     others_skipped,
     skipped,
     unreadable,

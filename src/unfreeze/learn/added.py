@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfreeze.core.errors import RecipeError, nearest
-from unfreeze.core.recipe import Added, Recipe
+from unfreeze.core.recipe import Recipe
+from unfreeze.core.recipe_sections import Added
 
 Rows = NDArray[np.int64]
 _MINORITY = "minority"

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfreeze.core.errors import RecipeError
-from unfreeze.core.recipe import Balance, Recipe
+from unfreeze.core.recipe import Recipe
+from unfreeze.core.recipe_sections import Balance
 from unfreeze.learn.views import check_view
 
 Rows = NDArray[np.int64]

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from unfreeze.core.errors import RecipeError
 from unfreeze.core.progress import Reporter
-from unfreeze.core.recipe import FACE, Image, Input, Recipe
+from unfreeze.core.recipe import Recipe
+from unfreeze.core.recipe_sections import FACE, Image, Input
 from unfreeze.core.tables import Finding
 from unfreeze.data.detectors import find_detector
 from unfreeze.data.face_boxes import cached_boxes

@@ -11,7 +11,8 @@ import numpy as np
 
 from unfreeze.core.errors import RecipeError
 from unfreeze.core.progress import Reporter
-from unfreeze.core.recipe import Balance, Recipe
+from unfreeze.core.recipe import Recipe
+from unfreeze.core.recipe_sections import Balance
 from unfreeze.core.runs import default_folder
 from unfreeze.core.tables import Photos
 from unfreeze.judge.many import accuracy, macro, many_differences, recall_of

@@ -16,7 +16,7 @@ import pandas as pd
 from unfreeze.core.errors import StorageError, UnfreezeError
 from unfreeze.core.files import write_json
 from unfreeze.core.progress import Reporter
-from unfreeze.core.recipe import Source
+from unfreeze.core.recipe_sections import Source
 from unfreeze.core.runs import Run, open_run
 from unfreeze.core.tables import probability_columns
 from unfreeze.learn.classifier import Classifier

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from unfreeze.core.attributes import Part, parts_of
 from unfreeze.core.errors import RecipeError
 from unfreeze.core.progress import Reporter
-from unfreeze.core.recipe import Labels, Recipe
+from unfreeze.core.recipe import Recipe
+from unfreeze.core.recipe_sections import Labels
 from unfreeze.core.tables import Photos
 from unfreeze.judge.many import accuracy, macro, many_differences
 from unfreeze.judge.parts import marginal

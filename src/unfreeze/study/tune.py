@@ -18,7 +18,8 @@ from unfreeze.core.cache import fingerprint
 from unfreeze.core.errors import MissingExtraError
 from unfreeze.core.files import write_json, write_text, write_whole
 from unfreeze.core.progress import Reporter
-from unfreeze.core.recipe import Recipe, Tune
+from unfreeze.core.recipe import Recipe
+from unfreeze.core.recipe_sections import Tune
 from unfreeze.core.runs import Run
 from unfreeze.core.tables import Photos, probability_columns
 from unfreeze.judge.metrics import out_of_fold_scores

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unfreeze.core.recipe import Balance, Probe
+from unfreeze.core.recipe_sections import Balance, Probe
 from unfreeze.learn.added import AddedRows
 from unfreeze.learn.balance import log_prior, row_weights, settled
 from unfreeze.learn.probe import heads as module

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unfreeze.core.errors import RunError
-from unfreeze.core.recipe import Balance, Probe
+from unfreeze.core.recipe_sections import Balance, Probe
 from unfreeze.data.folds import make_folds
 from unfreeze.judge.metrics import out_of_fold_scores
 from unfreeze.learn.balance import settled

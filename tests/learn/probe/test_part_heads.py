@@ -12,7 +12,8 @@ import pytest
 from unfreeze.core.attributes import Part, parts_of
 from unfreeze.core.errors import RecipeError
 from unfreeze.core.progress import Reporter
-from unfreeze.core.recipe import Balance, Recipe
+from unfreeze.core.recipe import Recipe
+from unfreeze.core.recipe_sections import Balance
 from unfreeze.core.tables import Photos
 from unfreeze.judge.metrics import confusion_matrix, macro_f1
 from unfreeze.learn.balance import settled

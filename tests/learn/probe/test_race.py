@@ -9,7 +9,8 @@ import pytest
 from unfreeze.core.errors import RecipeError
 from unfreeze.core.progress import Reporter
 from unfreeze.core.qualities import QUALITIES
-from unfreeze.core.recipe import Probe, Recipe
+from unfreeze.core.recipe import Recipe
+from unfreeze.core.recipe_sections import Probe
 from unfreeze.judge.metrics import out_of_fold_scores
 from unfreeze.learn.blend import load
 from unfreeze.learn.crossval import fit

@@ -11,7 +11,7 @@ from torch.nn import functional
 from training import one_thread
 
 from unfreeze.core.errors import RecipeError
-from unfreeze.core.recipe import Balance
+from unfreeze.core.recipe_sections import Balance
 from unfreeze.learn.train.losses import LOSSES, auxiliary_of, logits_of, make_loss
 
 COUNTS = [60, 30, 10]

@@ -12,7 +12,7 @@ import unfreeze as uf
 from finetuning import Says, colours, make_recipe
 from unfreeze.core.cache import RowStore, cache_root
 from unfreeze.core.errors import BackboneError, CacheError, RecipeError, StorageError
-from unfreeze.core.recipe import Train
+from unfreeze.core.recipe_sections import Train
 from unfreeze.data.looks import look
 from unfreeze.learn.train import activations
 from unfreeze.learn.train.activations import affordable, augmented_pixels, training_views

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from unfreeze.core.recipe import Train
+from unfreeze.core.recipe_sections import Train
 
 SETTINGS = Train(epochs=4, batch=16, rate=0.01, warmup=0.1, weight_decay=0.01)
 

@@ -18,7 +18,8 @@ import pandas as pd
 from unfreeze.core.cache import fingerprint
 from unfreeze.core.errors import PhotoError, RunError, SourceError, UnfreezeError
 from unfreeze.core.files import read_json
-from unfreeze.core.recipe import Source, read_recipe
+from unfreeze.core.recipe import read_recipe
+from unfreeze.core.recipe_sections import Source
 from unfreeze.core.runs import PLACES, list_runs
 from unfreeze.core.tables import Photos
 from unfreeze.data.checks import run_checks

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from unfreeze.core.errors import RunError
 from unfreeze.core.files import write_whole
 from unfreeze.core.progress import Reporter
-from unfreeze.core.recipe import Probe
+from unfreeze.core.recipe_sections import Probe
 from unfreeze.core.work import cores, in_threads
 from unfreeze.learn.balance import Settled, log_prior, row_weights
 from unfreeze.learn.probe.features import signed_root

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from unfreeze.core.cache import cache_root
 from unfreeze.core.errors import RecipeError, listed
 from unfreeze.core.progress import Reporter
-from unfreeze.core.recipe import Input, Recipe
+from unfreeze.core.recipe import Recipe
+from unfreeze.core.recipe_sections import Input
 from unfreeze.learn.probe.features import Features, cached_features, compute_features
 from unfreeze.learn.sight import preprocessing_of
 from unfreeze.model.backbones import find_backbone

@@ -22,7 +22,8 @@ from unfreeze.core.cache import cache_root, fingerprint
 from unfreeze.core.errors import RunError, UnfreezeError
 from unfreeze.core.files import storage_errors, write_json, write_whole
 from unfreeze.core.progress import Reporter
-from unfreeze.core.recipe import Recipe, Train, from_mapping
+from unfreeze.core.recipe import Recipe, from_mapping
+from unfreeze.core.recipe_sections import Train
 from unfreeze.learn.added import AddedRows
 from unfreeze.learn.balance import Sampling, settled
 from unfreeze.learn.train.batches import Batches, PixelBatches, drawn_rows

@@ -18,7 +18,7 @@ from torch import nn
 from unfreeze.core.cache import fingerprint
 from unfreeze.core.errors import RecipeError
 from unfreeze.core.progress import Reporter
-from unfreeze.core.recipe import Train
+from unfreeze.core.recipe_sections import Train
 from unfreeze.judge.metrics import confusion_matrix, macro_f1
 from unfreeze.learn.train import checkpoints
 from unfreeze.learn.train.averages import WeightAverage

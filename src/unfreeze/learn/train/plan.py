@@ -18,7 +18,7 @@ from torch import nn
 from unfreeze.core.cache import cache_root, fingerprint
 from unfreeze.core.files import read_json, write_json
 from unfreeze.core.progress import Reporter
-from unfreeze.core.recipe import Train
+from unfreeze.core.recipe_sections import Train
 from unfreeze.core.work import cores
 from unfreeze.learn.train.losses import Loss
 from unfreeze.learn.train.memory import (

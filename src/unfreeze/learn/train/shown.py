@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unfreeze.core.recipe import Train
+from unfreeze.core.recipe_sections import Train
 from unfreeze.data.pixels import StoredPixels, cached_pixels
 from unfreeze.learn.added_views import stored_names
 from unfreeze.learn.train.activations import kept_activations

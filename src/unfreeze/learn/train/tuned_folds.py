@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from unfreeze.core.cache import fingerprint
 from unfreeze.core.errors import RecipeError
-from unfreeze.core.recipe import Recipe, Train
+from unfreeze.core.recipe import Recipe
+from unfreeze.core.recipe_sections import Train
 from unfreeze.core.runs import read_log
 from unfreeze.data.folds import make_folds
 from unfreeze.learn.added import AddedRows

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from unfreeze.core.errors import BackboneError, RunError
 from unfreeze.core.progress import Reporter
-from unfreeze.core.recipe import Train
+from unfreeze.core.recipe_sections import Train
 from unfreeze.core.runs import Member, Run
 from unfreeze.core.work import cores
 from unfreeze.learn.train.finetune import model_file

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from unfreeze.core.errors import CacheError, RecipeError
 from unfreeze.core.progress import Reporter
-from unfreeze.core.recipe import Recipe, Train
+from unfreeze.core.recipe import Recipe
+from unfreeze.core.recipe_sections import Train
 from unfreeze.data.pixels import Frame, cached_pixels
 from unfreeze.learn.added import AddedRows
 from unfreeze.learn.added_views import ExtendedActivations, ExtendedPixels, kept_views

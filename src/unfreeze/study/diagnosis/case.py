@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from unfreeze.core.errors import RunError, SourceError, listed
 from unfreeze.core.progress import Reporter
-from unfreeze.core.recipe import Source
+from unfreeze.core.recipe_sections import Source
 from unfreeze.core.runs import Run
 from unfreeze.core.tables import Photos, probability_columns
 from unfreeze.data.listing import list_images
