@@ -158,7 +158,13 @@ def _number(cell: str) -> bool:
 def test_guarding_is_undone() -> None:
     for text in ("=1", "'=1", "''", "'", "-1", "-1a", "+", "a", "", "\ta", "@x", "=cmd|' /C calc'!A0"):
         assert plain(guarded(text)) == text
-    assert (guarded("-1"), guarded("+1.5"), guarded("-1+1"), guarded("1")) == ("-1", "+1.5", "'-1+1", "1")
+    assert (guarded("-1"), guarded("-1+1"), guarded("1")) == ("'-1", "'-1+1", "1")
+
+
+def test_a_plain_number_in_a_table_stays_one(tmp_path: Path) -> None:
+    """Classes may be called -1 and +1.5; a sum of them is a formula."""
+    told = write_csv(tmp_path / "t.csv", pd.DataFrame({"label": ["-1", "+1.5", "-1+1", "1"]})).read_text()
+    assert told.split() == ["label", "-1", "+1.5", "'-1+1", "1"]
 
 
 def test_a_submission_holds_the_templates_ids_to_the_letter(tmp_path: Path) -> None:

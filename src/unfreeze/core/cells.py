@@ -1,8 +1,8 @@
 """Tables as CSV for people: no name in one becomes a formula in a spreadsheet, and none breaks a line.
 
 A cell of text that a spreadsheet would take for a formula gets an apostrophe before it, as OWASP's page on CSV
-injection advises; plain numbers of a table stay as they are. Where names are wanted to the letter (a submission, Parquet) none
-does.
+injection advises; plain numbers of a table stay as they are. Where names are wanted to the letter (a submission,
+Parquet) none does.
 """
 
 from __future__ import annotations
