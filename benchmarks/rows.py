@@ -77,7 +77,7 @@ def _make(place: Path, folder: Path, count: int) -> None:
 def _fit(place: Path, count: int) -> dict[str, Any]:
     from unfreeze.core.cache import RowStore
     from unfreeze.core.recipe import Recipe
-    from unfreeze.learn.probe.features import Features
+    from unfreeze.learn.probe.feature_table import Features
     from unfreeze.learn.probe.heads import fit_folds, predict_folds
     from unfreeze.learn.probe.inputs import JoinedFeatures
 

@@ -12,7 +12,7 @@ from PIL import Image
 from unfreeze.core.cache import RowStore
 from unfreeze.core.recipe import Recipe
 from unfreeze.core.tables import Photos
-from unfreeze.learn.probe.features import Features
+from unfreeze.learn.probe.feature_table import Features
 
 CLASSES = ("blue", "green", "red")
 COLOURS = {"blue": (40, 60, 200), "green": (50, 170, 60), "red": (200, 50, 40)}

@@ -20,7 +20,7 @@ from unfreeze.core.tables import Photos
 from unfreeze.learn import crossval as module
 from unfreeze.learn.crossval import fit
 from unfreeze.learn.probe import inputs, probing
-from unfreeze.learn.probe.features import Features
+from unfreeze.learn.probe.feature_table import Features
 from unfreeze.learn.probe.heads import LinearHead
 
 

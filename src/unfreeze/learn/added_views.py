@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from unfreeze.core.progress import Reporter
 from unfreeze.data.pixels import Frame, StoredPixels
 from unfreeze.learn.added import AddedRows
-from unfreeze.learn.probe.features import Features
+from unfreeze.learn.probe.feature_table import Features
 from unfreeze.learn.probe.inputs import JoinedFeatures
 from unfreeze.learn.train.activations import compute_activations, kept_activations
 from unfreeze.learn.train.batches import Activations

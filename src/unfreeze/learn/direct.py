@@ -23,7 +23,7 @@ from unfreeze.judge.selection import blended
 from unfreeze.learn.blend import Blend, load
 from unfreeze.learn.classifier import Classifier
 from unfreeze.learn.direct_sight import Eyes, Face, Prepared, Sight
-from unfreeze.learn.probe.features import HALF_MAX, signed_root
+from unfreeze.learn.probe.feature_table import HALF_MAX, signed_root
 from unfreeze.learn.probe.heads import LinearHead, softmax
 from unfreeze.model.engines import BATCH, Engine, open_engine
 from unfreeze.model.graphs import Graph

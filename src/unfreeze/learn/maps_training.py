@@ -18,7 +18,7 @@ from unfreeze.core.runs import Run
 from unfreeze.core.work import in_threads
 from unfreeze.data.images import read_bytes
 from unfreeze.learn.probe.contributions import mean_rooted, nearest_photos
-from unfreeze.learn.probe.features import HALF_MAX, Features, cached_features, stores_of
+from unfreeze.learn.probe.feature_table import HALF_MAX, Features, cached_features, stores_of
 from unfreeze.learn.probe.inputs import JoinedFeatures
 from unfreeze.learn.probe.rotation import pieces_of
 from unfreeze.model.engines import recorded_engine

@@ -10,7 +10,7 @@ from unfreeze.learn.added import AddedRows
 from unfreeze.learn.balance import log_prior, row_weights, settled
 from unfreeze.learn.probe import heads as module
 from unfreeze.learn.probe.extended import ExtendedFeatures
-from unfreeze.learn.probe.features import signed_root
+from unfreeze.learn.probe.feature_table import signed_root
 from unfreeze.learn.probe.heads import fit_folds
 from unfreeze.learn.probe.softmax import fit_softmax
 

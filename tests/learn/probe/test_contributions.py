@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from unfreeze.learn.probe.contributions import contributions, mean_rooted, nearest_photos
-from unfreeze.learn.probe.features import Features
+from unfreeze.learn.probe.feature_table import Features
 from unfreeze.learn.probe.heads import LinearHead
 from unfreeze.learn.probe.inputs import JoinedFeatures
 

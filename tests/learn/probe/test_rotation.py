@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from unfreeze.learn.probe import rotation as module
-from unfreeze.learn.probe.features import signed_root
+from unfreeze.learn.probe.feature_table import signed_root
 from unfreeze.learn.probe.rotation import moments, rotate
 
 N = 40

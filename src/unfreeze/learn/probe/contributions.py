@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from unfreeze.learn.probe.features import Features, signed_root
+from unfreeze.learn.probe.feature_table import Features, signed_root
 from unfreeze.learn.probe.heads import LinearHead
 from unfreeze.learn.probe.inputs import JoinedFeatures
 from unfreeze.learn.probe.rotation import pieces_of

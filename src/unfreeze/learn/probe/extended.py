@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfreeze.learn.added import AddedRows
-from unfreeze.learn.probe.features import signed_root
+from unfreeze.learn.probe.feature_table import signed_root
 from unfreeze.learn.probe.inputs import AnyFeatures
 
 F32 = NDArray[np.float32]

@@ -20,7 +20,7 @@ from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe_sections import Probe
 from unfreeze.core.work import cores, in_threads
 from unfreeze.learn.balance import Settled, log_prior, row_weights
-from unfreeze.learn.probe.features import signed_root
+from unfreeze.learn.probe.feature_table import signed_root
 from unfreeze.learn.probe.inputs import AnyFeatures
 from unfreeze.learn.probe.rotation import Moments, Rotation, moments, pieces_of, rotate
 from unfreeze.learn.probe.softmax import fit_softmax

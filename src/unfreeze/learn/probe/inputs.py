@@ -16,7 +16,8 @@ from unfreeze.core.errors import RecipeError, listed
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Recipe
 from unfreeze.core.recipe_sections import Input
-from unfreeze.learn.probe.features import Features, cached_features, compute_features
+from unfreeze.learn.probe.feature_table import Features, cached_features
+from unfreeze.learn.probe.features import compute_features
 from unfreeze.learn.sight import preprocessing_of
 from unfreeze.model.backbones import find_backbone
 from unfreeze.model.catalogue import MEET_FIRST

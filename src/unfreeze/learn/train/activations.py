@@ -16,7 +16,8 @@ from unfreeze.core.errors import CacheError, StorageError
 from unfreeze.core.progress import Reporter
 from unfreeze.core.work import in_threads
 from unfreeze.data.pixels import Frame, StoredPixels, cached_pixels
-from unfreeze.learn.probe.features import HALF_MAX, Features, compute_features, stores_of
+from unfreeze.learn.probe.feature_table import HALF_MAX, Features, stores_of
+from unfreeze.learn.probe.features import compute_features
 from unfreeze.learn.train.augment import AUGMENTS, make_draws
 from unfreeze.learn.views import seen
 from unfreeze.model.engines import BATCH, Engine, open_engine, recorded_engine
