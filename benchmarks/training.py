@@ -186,7 +186,8 @@ def _prepare(place: Path) -> None:
     import time
 
     from unfreeze.core.progress import Reporter
-    from unfreeze.learn.train.tuning import Setting, prepare_photos
+    from unfreeze.learn.train.strategy_photos import prepare_photos
+    from unfreeze.learn.train.tuning import Setting
 
     files, job = _job(place, 0)
     setting = Setting.of(job.recipe, job.settings)

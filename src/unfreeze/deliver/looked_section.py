@@ -16,9 +16,10 @@ from unfreeze.core.runs import open_run
 from unfreeze.core.tables import probability_columns
 from unfreeze.deliver.looked_into import UNASKED, LookedInto, look_into
 from unfreeze.deliver.map_words import WORDS, strongest
+from unfreeze.deliver.material import Context, Material
 from unfreeze.deliver.overlays import overlay, picture
 from unfreeze.deliver.plots import number, score
-from unfreeze.deliver.sections import Context, Material, confused_pairs
+from unfreeze.deliver.sections import confused_pairs
 from unfreeze.deliver.thumbnails import thumbnails
 from unfreeze.learn.maps import HeatMap
 from unfreeze.learn.maps_training import Neighbour

@@ -22,10 +22,10 @@ from unfreeze.deliver.diagnosis_section import diagnosis, read_diagnosis
 from unfreeze.deliver.labels_section import labels, read_suspects
 from unfreeze.deliver.looked_into import LookedInto
 from unfreeze.deliver.looked_section import kinds, looked, looked_into
+from unfreeze.deliver.material import Context, Material
 from unfreeze.deliver.pages import stylesheet, templates
 from unfreeze.deliver.parts_section import parts
 from unfreeze.deliver.plots import bars, seconds
-from unfreeze.deliver.sections import Context, Material
 from unfreeze.deliver.thumbnails import thumbnails
 from unfreeze.deliver.training import training
 

@@ -258,11 +258,11 @@ def test_the_head_that_it_starts_from_has_not_seen_the_held_rows(source, tmp_pat
 
 def test_the_best_weights_are_kept(source, tmp_path, monkeypatch):
     """The second epoch is made the best by planted judgements; a third and fourth follow."""
-    from unfreeze.learn.train import loop
+    from unfreeze.learn.train import steps
 
     values = iter([0.5, 0.9, 0.4, 0.3] * 3)
     models, at_best = [], []
-    was = loop._Run.evaluate
+    was = steps.Steps.evaluate
 
     def evaluate(self, valid, where):
         found = was(self, valid, where)
@@ -272,7 +272,7 @@ def test_the_best_weights_are_kept(source, tmp_path, monkeypatch):
         models.append(self.model)
         return found[0], value
 
-    monkeypatch.setattr(loop._Run, "evaluate", evaluate)
+    monkeypatch.setattr(steps.Steps, "evaluate", evaluate)
     run = fit_here(source, tmp_path / "run", "late", train__patience=2, train__epochs=9, train__keep=1.0)
     assert [f["epochs"] for f in run.scores()["folds"]] == [4, 4, 4]
     assert [f["best_epoch"] for f in run.scores()["folds"]] == [2, 2, 2]

@@ -15,10 +15,11 @@ from training import Blobs, Hungry, Net, Told, one_thread, same, settings, weigh
 
 from unfreeze.core.errors import EngineError, RecipeError
 from unfreeze.learn.train.averages import WeightAverage
-from unfreeze.learn.train.loop import fit, predict
+from unfreeze.learn.train.loop import fit
 from unfreeze.learn.train.memory import MicroBatch
 from unfreeze.learn.train.plan import Plan
 from unfreeze.learn.train.schedule import Budget, rate_at, size_at
+from unfreeze.learn.train.steps import predict
 
 PLAN = Plan(micro_batch=16)
 

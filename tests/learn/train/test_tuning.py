@@ -17,8 +17,9 @@ from unfreeze.data.looks import look
 from unfreeze.learn.train import activations
 from unfreeze.learn.train.activations import affordable, augmented_pixels, training_views
 from unfreeze.learn.train.augment import AUGMENTS
+from unfreeze.learn.train.strategy_photos import photos_of, prepare_photos
 from unfreeze.learn.train.tuned_folds import check_training
-from unfreeze.learn.train.tuning import Setting, auxiliary_weight, photos_of, prepare_photos, seconds_of, settle
+from unfreeze.learn.train.tuning import Setting, auxiliary_weight, seconds_of, settle
 
 
 @pytest.mark.parametrize(

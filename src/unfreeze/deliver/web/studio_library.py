@@ -25,8 +25,8 @@ from unfreeze.core.tables import Photos
 from unfreeze.data.checks import run_checks
 from unfreeze.data.readers import read
 from unfreeze.data.shards import holder
+from unfreeze.deliver.material import Material
 from unfreeze.deliver.report import read_run
-from unfreeze.deliver.sections import Material
 from unfreeze.deliver.thumbnails import scaled_jpeg
 
 SIDES = {"large": 1024, "small": 240}  # pixels of the longer side

@@ -31,8 +31,9 @@ from unfreeze.learn.train.loop import fit
 from unfreeze.learn.train.losses import make_loss
 from unfreeze.learn.train.plan import Plan, make_plan
 from unfreeze.learn.train.schedule import Budget
+from unfreeze.learn.train.strategy_photos import photos_of
 from unfreeze.learn.train.together import Crew
-from unfreeze.learn.train.tuning import Setting, auxiliary_weight, photos_of, predicted, views_seen
+from unfreeze.learn.train.tuning import Setting, auxiliary_weight, predicted, views_seen
 from unfreeze.model.freezing import Rates
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from unfreeze.learn.probe.probing import Probe, fit_probe, heads_of
 from unfreeze.learn.train.activations import affordable
 from unfreeze.learn.train.finetune import train_folds
 from unfreeze.learn.train.jobs import Job
-from unfreeze.learn.train.tuning import Setting, prepare_photos, seconds_of, settle
+from unfreeze.learn.train.strategy_photos import prepare_photos
+from unfreeze.learn.train.tuning import Setting, seconds_of, settle
 
 # Share of a budget that is left for judging, the report and what nobody foresaw.
 _SPARE = 0.03

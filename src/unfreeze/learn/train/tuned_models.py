@@ -20,7 +20,8 @@ from unfreeze.core.work import cores
 from unfreeze.learn.train.finetune import model_file
 from unfreeze.learn.train.plan import Plan
 from unfreeze.learn.train.shown import shown, views_to_keep
-from unfreeze.learn.train.tuning import Setting, photos_of, predicted, prepare_photos
+from unfreeze.learn.train.strategy_photos import photos_of, prepare_photos
+from unfreeze.learn.train.tuning import Setting, predicted
 from unfreeze.learn.tta import Seen
 from unfreeze.model.tuned import Tuned
 
