@@ -17,7 +17,7 @@ import pytest
 
 import unfreeze as uf
 from finetuning import Says, colours, make_recipe
-from unfreeze.core.cluster import check_engine, cluster, engine
+from unfreeze.core.cluster import _variables, check_engine, cluster, engine
 from unfreeze.core.errors import EngineError, MissingExtraError, RecipeError
 from unfreeze.core.recipe import read_recipe
 from unfreeze.core.runs import read_log
@@ -123,6 +123,25 @@ def _has_open(pid: int, file: Path) -> bool:
         return False
 
 
+def test_compared_recipes_are_tasks_and_equal_those_made_here(two_workers, source, tmp_path):
+    base = make_recipe("probe", source)
+    recipes = uf.vary(base, {"image.color": ["rgb", "gray"], "probe.grid": [1, 2]})
+    photos, says = uf.read(source, base.source), Says()
+    there = uf.compare(photos, recipes, tmp_path / "there", reporter=says)
+    assert sum(line.startswith("Fitting on the cluster: ") for line in says.lines) == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unfreeze.core.cluster._joined", [])
+        own = uf.compare(photos, recipes, tmp_path / "own")
+    assert len(there.contenders) == 4
+    for one, other in zip(there.contenders, own.contenders, strict=True):
+        pd.testing.assert_frame_equal(
+            uf.open(one.run).predictions(), uf.open(other.run).predictions(), check_exact=True
+        )
+    again = uf.compare(photos, recipes, tmp_path / "there", reporter=(says := Says()))
+    assert not any("Fitting" in line for line in says.lines)  # finished runs are taken as they are
+    assert [one.macro_f1 for one in again.contenders] == [one.macro_f1 for one in there.contenders]
+
+
 def test_errors_of_tasks_are_told_as_our_own(two_workers, tmp_path):
     # Functions that a worker can import, as ours are.
     with pytest.raises(RecipeError, match=r"absent\.toml: no such recipe file\."):
@@ -142,3 +161,24 @@ def test_names_are_checked_before_any_work(monkeypatch):
     before = cluster()
     with engine("local"):
         assert cluster() is before
+
+
+def test_a_machine_with_a_cache_of_its_own_shares_it_by_url(two_workers, source, tmp_path, monkeypatch):
+    """Last in this file, for it joins the cluster anew: its workers see another cache than this process does."""
+    monkeypatch.setattr("unfreeze.core.cluster._joined", [])
+    monkeypatch.setenv("UNFREEZE_CACHE", str(tmp_path / "mine"))
+    monkeypatch.setenv("UNFREEZE_SHARED_CACHE", (tmp_path / "shared").as_uri())
+    there = {"UNFREEZE_CACHE": str(tmp_path / "theirs")}
+    variables = _variables()
+    assert variables["UNFREEZE_SHARED_CACHE"] == (tmp_path / "shared").as_uri()
+    monkeypatch.setattr("unfreeze.core.cluster._variables", lambda: variables | there)
+    ray.shutdown()
+    with engine("ray"):
+        run = fit(source, tmp_path / "run", "probe", image__size=88)
+    stored = [
+        {file.name for file in (tmp_path / one / "features").rglob("*.npy")} for one in ("mine", "theirs", "shared")
+    ]
+    assert stored[0] and stored[0] == stored[1] == stored[2]
+    monkeypatch.delenv("UNFREEZE_SHARED_CACHE")
+    own = here(source, tmp_path / "here", "probe", image__size=88)
+    pd.testing.assert_frame_equal(run.predictions(), own.predictions(), check_exact=True)

@@ -31,4 +31,4 @@ def test_on_a_cluster_of_two_workers():
         if done.returncode >= 0:  # not aborted by Ray itself
             break
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert re.search(rf"^=+ {7 if soak else 5} passed", done.stdout, flags=re.M), done.stdout[-2000:]
+    assert re.search(rf"^=+ {9 if soak else 7} passed", done.stdout, flags=re.M), done.stdout[-2000:]

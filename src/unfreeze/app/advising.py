@@ -10,6 +10,7 @@ import typer
 
 from unfreeze.app.console import emit_json, number, reporter, say, scored, show, then
 from unfreeze.app.fitting import (
+    EngineName,
     Group,
     GroupRegex,
     Json,
@@ -23,6 +24,7 @@ from unfreeze.app.fitting import (
     Split,
     make_recipe,
     source_options,
+    working_on,
 )
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ def advise(
         typer.Option("--set", help="One recipe key: `--set image.size=192`.", metavar="KEY=VALUE"),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write the evidence as an HTML page.", metavar="FILE")] = None,
+    engine: EngineName = "local",
     json: Json = False,
 ) -> None:
     """Which strategy for these photos: enough of them? like the pretraining? And a race of probe, late, full, scratch.
@@ -74,7 +77,8 @@ def advise(
     photos = read(source, chosen.source)
     voice.say(photos.choice)
     names = tuple(name.strip() for name in (backbones or "").split(",") if name.strip())
-    found = advise_on(photos, chosen, backbones=names, reporter=voice)
+    with working_on(engine):
+        found = advise_on(photos, chosen, backbones=names, reporter=voice)
     if report:
         from unfreeze.deliver.advice_page import write_advice
 

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from unfreeze.core.errors import CacheError
 from unfreeze.core.files import storage_errors, write_json, write_whole
 from unfreeze.core.progress import Reporter
+from unfreeze.core.shared_cache import shared_folder
 
 Keys = NDArray[np.uint64]
 # Segments kept mapped at once: each mapping holds a file descriptor, of which a process has about 1,000.
@@ -114,12 +115,14 @@ class RowStore:
         self._seen: set[str] = set()
         self._open: dict[int, NDArray[Any]] = {}
         self._lock = threading.Lock()
+        self._shared = shared_folder(folder, cache_root())
         # Each at least twice as long as the next, so that n rows in many segments are sorted n log n times in all.
         self._indices: tuple[_Index, ...] = ()
         self.refresh()
 
     def refresh(self) -> None:
-        """Takes in the segments that this or another process has written since."""
+        """Takes in the segments that this or another process has written since, here or to the shared cache."""
+        there = self._shared.fetch(self.folder, self._seen) if self._shared else set()
         keys: list[Keys] = []
         where: list[NDArray[np.int64]] = []
         for key_file in sorted(self.folder.glob("*.keys.npy")):
@@ -138,6 +141,10 @@ class RowStore:
             where.append(self._placed(name, len(found)))
         if keys:
             self._add(_Index.of(keys, where))
+        if self._shared:  # what was made before there was a shared cache, or while it could not be reached
+            for name in self._segments:
+                if name not in there:
+                    self._shared.send(self.folder, name)
 
     def _placed(self, name: str, rows: int) -> NDArray[np.int64]:
         """The places of a segment's rows, which from now on is one of this store's."""
@@ -218,7 +225,8 @@ class RowStore:
                     mapped.madvise(mmap.MADV_DONTNEED)
 
     def append(self, keys: Sequence[tuple[int, int]] | Keys, rows: NDArray[Any]) -> None:
-        """Writes a segment. Raises StorageError where the disk is full; what was there stays usable."""
+        """Writes a segment, here and to the shared cache. Raises StorageError where the disk is full or the other place
+        cannot be reached; what was there stays usable."""
         if not len(keys):
             return
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
@@ -230,6 +238,8 @@ class RowStore:
         # What others have written is taken in by `refresh`: looking for it after each segment would cost squares.
         self._seen.add(name)
         self._add(_Index.of([table], [self._placed(name, len(table))]))
+        if self._shared:
+            self._shared.send(self.folder, name)
 
 
 def cache_table() -> list[dict[str, Any]]:

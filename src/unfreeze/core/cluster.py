@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from unfreeze.core.cache import cache_root
 from unfreeze.core.errors import EngineError, MissingExtraError, RecipeError, UnfreezeError
+from unfreeze.core.shared_cache import SHARED
 from unfreeze.core.work import cores
 
 T = TypeVar("T")
@@ -143,6 +144,8 @@ def _variables() -> dict[str, str]:
     found = {"UNFREEZE_CACHE": str(Path(cache_root()).absolute())}
     if weights := os.environ.get("UNFREEZE_WEIGHTS"):
         found["UNFREEZE_WEIGHTS"] = str(Path(weights).absolute())
+    if shared := os.environ.get(SHARED):
+        found[SHARED] = shared
     return found
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from unfreeze.core.cluster import cluster, engine
 from unfreeze.core.errors import RunError
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Recipe
@@ -73,27 +75,68 @@ def fit_runs(
     with what each took now. begun: as of `prepare`. Raises what `fit` raises, and RunError for a finished run of other
     photos.
     """
-    done: list[Run] = []
     (place, first), *others = recipes.items()
     begun = prepare(photos, first, place, reporter, begun=begun)
     for folder, recipe in others:  # what does not fit these photos is told before the first is fitted
         if begins_alike(first, recipe):
             prepare(photos, recipe, folder, reporter, begun=begun)
+    took: dict[Path, float] = {}
+    left: list[Asked] = []
+    where = cluster() if len(others) > 1 else None
     for folder, recipe in recipes.items():
-        started = time.perf_counter()
-        reporter.say(f"Fitting: {folder.name}")
+        asked = Asked(photos, recipe, folder, force, command)
         run = None if force else _finished(folder, recipe)
         if run is not None:
             _refuse_other_photos(run, begun)
+            took[folder] = 0.0
+        elif where and took:  # the first has filled the cache for the others, which are fitted side by side
+            left.append(asked)
         else:
-            choose = chooser(recipe)
-            run = fit(
-                photos, recipe, folder, force=force, command=command, reporter=reporter, choose=choose, begun=begun
-            )
-        done.append(run)
-        if seconds is not None:
-            seconds[str(folder)] = round(time.perf_counter() - started, 3)
-    return done
+            reporter.say(f"Fitting: {folder.name}")
+            took[folder] = asked.fit(reporter, begun)
+    if left and where:
+        reporter.say(f"Fitting on the cluster: {', '.join(asked.folder.name for asked in left)}")
+        found = where.run(fit_there, [(asked, Path.cwd()) for asked in left])
+        took |= zip((asked.folder for asked in left), found, strict=True)
+    if seconds is not None:
+        seconds |= {str(folder): took[folder] for folder in recipes}
+    return [open_run(folder) for folder in recipes]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A recipe to fit on these photos, in a folder of its own."""
+
+    photos: Photos
+    recipe: Recipe
+    folder: Path
+    force: bool
+    command: str
+
+    def fit(self, reporter: Reporter, begun: Work | None = None) -> float:
+        """Leaves the finished run; the seconds that it took."""
+        started = time.perf_counter()
+        fit(
+            self.photos,
+            self.recipe,
+            self.folder,
+            force=self.force,
+            command=self.command,
+            reporter=reporter,
+            choose=chooser(self.recipe),
+            begun=begun,
+        )
+        return round(time.perf_counter() - started, 3)
+
+
+def fit_there(task: tuple[Asked, Path]) -> float:
+    """The same as a task of a cluster, whose own tasks are the recipe's features and folds.
+
+    The path is where it was asked for: paths that start nowhere else start there.
+    """
+    asked, place = task
+    with contextlib.chdir(place), engine("ray"):
+        return asked.fit(Reporter())
 
 
 def chooser(recipe: Recipe) -> Choose | None:
