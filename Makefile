@@ -9,7 +9,7 @@ demo: $(VENV)/.installed-run
 	$(BIN)/unfreeze demo demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # 200 kills, faults, 2,000 random cases for each reader, determinism: CONTRIBUTING.md says how long it takes.
 soak: $(VENV)/.installed-dev

@@ -254,6 +254,19 @@ def _cache(place: Path, count: int) -> str:
     return f"{len(list(store.folder.glob('*.keys.npy'))):,} segments"
 
 
+def _fit(place: Path, count: int) -> str:
+    """The whole job from a table: looks, groups, folds, features, heads, scores, report's tables."""
+    import unfreeze as uf
+    from unfreeze.core.qualities import QUALITIES
+
+    photos = uf.read(place / "table.parquet")
+    _begin()
+    recipe = uf.Recipe(strategy="probe").replace(**QUALITIES["fast"])
+    run = uf.fit(photos, recipe, place / "run", force=True)
+    told = run.scores()["macro_f1"]
+    return f"macro F1 {told['value']:.3f} ({told['low']:.3f} to {told['high']:.3f})"
+
+
 STAGES: dict[str, Callable[[Path, int], str]] = {
     "read class folders": _read("photos"),
     "read CSV": _read("table.csv"),
@@ -267,6 +280,7 @@ STAGES: dict[str, Callable[[Path, int], str]] = {
     "label issues": _suspects,
     "scores": _scores,
     "feature cache": _cache,
+    "whole fit": _fit,
 }
 
 

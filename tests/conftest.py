@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 TESTS = Path(__file__).parent
 LONG = tuple(line for line in (TESTS / "long.txt").read_text().splitlines() if line and line[0] != "#")
+# pytest-xdist tells every worker that it is 80 wide; consoles take that when they are imported.
+os.environ.pop("COLUMNS", None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

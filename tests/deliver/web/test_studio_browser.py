@@ -36,7 +36,9 @@ def home(probe_run: Run, photos: Path, tmp_path_factory: pytest.TempPathFactory)
     for name in ("alpha", "beta"):
         shutil.copytree(probe_run.path, runs / name)
     command = [sys.executable, "-m", "unfreeze.app.cli", "studio", str(runs), "--data", str(photos), "--no-open"]
-    studio = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"})
+    # A cache of its own: with one that other tests have filled, a fit is over before a person can stop it.
+    own = {"COLUMNS": "200", "UNFREEZE_CACHE": str(runs.parent / "cache")}
+    studio = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **own})
     assert studio.stdout is not None
     yield next(m[0] for line in studio.stdout if (m := re.search(r"http://\S+", line))), runs
     studio.terminate()
