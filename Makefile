@@ -13,7 +13,7 @@ test: $(VENV)/.installed-dev
 
 # 200 kills, faults, 2,000 random cases for each reader, determinism: CONTRIBUTING.md says how long it takes.
 soak: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m soak --ignore tests/soak
+	$(BIN)/python -m pytest -m soak --ignore tests/soak --numprocesses auto --maxprocesses 4 --dist loadfile
 	UNFREEZE_SOAK=$${UNFREEZE_SOAK:-200} UNFREEZE_FUZZ=$${UNFREEZE_FUZZ:-2000} \
 		$(BIN)/python -m pytest -m "soak or not soak" tests/soak tests/learn/test_cluster.py
 

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from unfreeze.core.work import in_threads
 
 Pairs = NDArray[np.int64]
 Rows = NDArray[np.int64]
@@ -31,8 +34,10 @@ _BEST = 8  # candidates of a photo in a tile of others: a burst is still tied to
 # Photos up to which all are compared with all; above, only within the leaves of some trees.
 _ALL = 30_000
 _TREES = 8
+_CHOSEN_AFTER = 4  # trees: choosing takes a sort, and all pairs of eight trees some memory
 _LEAF = 1024
 _BEST_IN_A_LEAF = 3
+_BEST_OF_ALL = 4  # of the eight trees' together
 _DRAWN = 256
 _AT_ONCE = 512
 _STEPS = 3
@@ -45,25 +50,24 @@ def aligned_duplicates(grey: NDArray[np.uint8], thumb: NDArray[np.uint8], usable
     grey: uint8 (n, 32, 32), thumb: uint8 (n, 8, 8, 3), of whole photos pressed into squares. Candidates are those
     whose 64 lowest cosine frequencies point the same way, compared tile by tile: never more than 2048 x 2048 at a
     time, and at most 8 a photo and tile are taken further. Above 30,000 photos not all tiles are compared, which would
-    cost squares, but the leaves of eight random projection trees (Dasgupta & Freund 2008), at most 3 a photo and leaf:
-    of 1,513 pairs among 3,166 real photos and their planted crops, trees of the depth that a million photos need found
-    99 in 100, the same ones each time. A candidate is laid over the other by two steps of Gauss and Newton over shift
-    and scale of both axes, gain and offset (Lucas & Kanade 1981; Baker & Matthews 2004).
+    cost squares, but the leaves of eight random projection trees (Dasgupta & Freund 2008), at most 3 a photo and leaf
+    and then the nearest 4 of a photo: of 1,513 pairs among 3,166 real photos and their planted crops, trees of the
+    depth that a million photos need found 99 in 100, the same ones each time. A candidate is laid over the other by two
+    steps of Gauss and Newton over shift and scale of both axes, gain and offset (Lucas & Kanade 1981; Baker & Matthews
+    2004).
     """
     rows = np.flatnonzero(usable)
     rows = rows[_contrast(grey, rows) >= _FLAT]
     low = _low_frequencies(grey, rows)
-    found, seen = [np.zeros((0, 2), np.int64)], np.zeros(0, np.int64)
-    few = len(low) <= _ALL
-    for leaves in [_tiles(len(low))] if few else (_tree(low, seed) for seed in range(_TREES)):
-        pairs = [i * len(low) + j for i, j in _candidates(low, leaves, _BEST if few else _BEST_IN_A_LEAF)]
-        fresh = np.setdiff1d(np.concatenate(pairs), seen) if pairs else seen[:0]
-        seen = np.union1d(seen, fresh)
-        for start in range(0, len(fresh), _AT_ONCE):
-            one, two = (rows[place] for place in np.divmod(fresh[start : start + _AT_ONCE], len(low)))
-            alike = _laid_over(grey[one], grey[two], thumb[one], thumb[two])
-            found.append(np.stack([one[alike], two[alike]], 1))
-    return np.unique(np.concatenate(found), axis=0)
+    likely = _candidates(low, _tiles(len(low)), _BEST)[0] if len(low) <= _ALL else _of_trees(low)
+
+    def alike(start: int) -> Pairs:
+        one, two = (rows[place] for place in np.divmod(likely[start : start + _AT_ONCE], len(low)))
+        same = _laid_over(grey[one], grey[two], thumb[one], thumb[two])
+        return np.stack([one[same], two[same]], 1)
+
+    found = in_threads(alike, range(0, len(likely), _AT_ONCE))
+    return np.unique(np.concatenate([np.zeros((0, 2), np.int64), *found]), axis=0)
 
 
 def _contrast(grey: NDArray[np.uint8], rows: Rows) -> Floats:
@@ -116,22 +120,60 @@ def _tree(low: Floats, seed: int, leaf: int = _LEAF) -> Iterator[tuple[Rows, Row
         waiting += [here[order[: len(here) // 2]], here[order[len(here) // 2 :]]]
 
 
-def _candidates(low: Floats, leaves: Iterator[tuple[Rows, Rows]], most: int) -> Iterator[tuple[Rows, Rows]]:
-    """Places in `low` of pairs that point the same way, the first below the second."""
-    for these, those in leaves:
+def _of_trees(low: Floats) -> Rows:
+    """The pairs of all trees, numbered as `_candidates` does; of each photo the nearest few.
+
+    In a million photos nearly every one has as many near ones in each leaf as are taken: without the second choice
+    there would be several times as many to lay over each other.
+    """
+    pairs, close = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    for seed in range(_TREES):
+        further, nearness = _candidates(low, _tree(low, seed), _BEST_IN_A_LEAF)
+        pairs, first = np.unique(np.concatenate([pairs, further]), return_index=True)
+        close = np.concatenate([close, nearness])[first]
+        if seed % _CHOSEN_AFTER == _CHOSEN_AFTER - 1:
+            kept = _among_the_best(pairs, close, len(low))
+            pairs, close = pairs[kept], close[kept]
+    return pairs
+
+
+def _among_the_best(pairs: Rows, close: Floats, count: int) -> NDArray[np.bool_]:
+    """bool (m,): which pairs are among the `_BEST_OF_ALL` closest of either photo."""
+    ends = np.concatenate(np.divmod(pairs, count))
+    order = np.lexsort((-np.tile(close, 2), ends))
+    ends = ends[order]
+    rank = np.arange(len(ends)) - np.searchsorted(ends, ends)
+    kept = np.zeros(len(pairs), bool)
+    kept[order[rank < _BEST_OF_ALL] % max(1, len(pairs))] = True
+    return kept
+
+
+def _candidates(low: Floats, leaves: Iterator[tuple[Rows, Rows]], most: int) -> tuple[Rows, Floats]:
+    """Pairs that point the same way, each once, as `first * len(low) + second` of places in `low`, first < second; and
+    their cosines. At most `most` of each first one in a leaf."""
+
+    def of_leaf(leaf: tuple[Rows, Rows]) -> tuple[Rows, Floats]:
+        these, those = leaf
         close = low[these] @ low[those].T
         place = np.flatnonzero(close.ravel() >= NEAR_COSINE)
         i, j = np.divmod(place, close.shape[1])
         if these[0] == those[0]:
             place, i, j = place[i < j], i[i < j], j[i < j]
-        if not len(place):
-            continue
-        if np.bincount(i).max() > most:  # the best of each row
+        if len(place) and np.bincount(i).max() > most:  # the best of each row
             order = np.lexsort((-close.ravel()[place], i))
-            i, j = i[order], j[order]
+            i, j, place = i[order], j[order], place[order]
             best = np.arange(len(i)) - np.searchsorted(i, i) < most
-            i, j = i[best], j[best]
-        yield these[i], those[j]
+            i, j, place = i[best], j[best], place[best]
+        return these[i] * len(low) + those[j], close.ravel()[place]
+
+    pairs, nearness = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
+    # Leaves side by side, a BLAS thread each: such small products gain nothing from threads that wait for each other.
+    with threadpool_limits(1, user_api="blas"):
+        for some, close in in_threads(of_leaf, leaves):
+            pairs.append(some)
+            nearness.append(close)
+    every, first = np.unique(np.concatenate(pairs), return_index=True)
+    return every, np.concatenate(nearness)[first]
 
 
 def _laid_over(
