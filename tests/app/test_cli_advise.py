@@ -103,6 +103,7 @@ WRONG = [
     (["--set", 'advise.candidates=["lates"]'], ["advise.candidates", "'late'"]),
     (["--set", "advise.candidate=[]"], ["unknown key 'advise.candidate'", "Did you mean 'advise.candidates'?"]),
     (["--set", "balance.loss=soft-f1"], ["balance.loss = 'soft-f1'", "late, full or scratch"]),
+    (["--engine", "dask"], ["--engine dask: known are local, ray"]),
     (["--strategy", "late"], ["--strategy", "unfreeze advise --help"]),
 ]
 
