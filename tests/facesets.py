@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unfreeze.data.portraits import Sitter, draw_portrait
+from unfreeze.data.portraits import draw_portrait
+from unfreeze.data.sitters import Sitter
 
 # Side of a drawn portrait; its face fills the middle.
 PORTRAIT = (144, 192)

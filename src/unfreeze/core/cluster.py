@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from unfreeze.core.cache import cache_root
-from unfreeze.core.errors import EngineError, MissingExtraError, RecipeError, UnfreezeError
+from unfreeze.core.errors import EngineError, MissingExtraError, RecipeError, UnfreezeError, in_a_line
 from unfreeze.core.shared_cache import SHARED
 from unfreeze.core.work import cores
 
@@ -72,9 +72,9 @@ class Cluster:
             if isinstance(error, ray.exceptions.RayTaskError):
                 if isinstance(error.cause, UnfreezeError):
                     raise error.cause from None
-                said = f"a task on the cluster failed ({_line(error.cause)})"
+                said = f"a task on the cluster failed ({in_a_line(error.cause)})"
             elif isinstance(error, ray.exceptions.RayError):
-                said = f"the cluster lost a task {_RETRIES + 1} times ({_line(error)})"
+                said = f"the cluster lost a task {_RETRIES + 1} times ({in_a_line(error)})"
             else:
                 raise
             raise EngineError(f"{said}; run the same command to go on.") from None
@@ -128,7 +128,7 @@ def engine(name: str = _LOCAL) -> Iterator[None]:
                 **started,
             )
         except Exception as error:  # Ray raises nearly anything, of its own and of gRPC
-            raise EngineError(f"--engine {name}: no cluster answers ({_line(error)}).") from None
+            raise EngineError(f"--engine {name}: no cluster answers ({in_a_line(error)}).") from None
     have = ray.cluster_resources()
     _joined.append(Cluster(max(1, int(have.get("CPU", 1))), int(have.get("GPU", 0))))
     try:
@@ -147,8 +147,3 @@ def _variables() -> dict[str, str]:
     if shared := os.environ.get(SHARED):
         found[SHARED] = shared
     return found
-
-
-def _line(error: Any) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip()}" if lines else type(error).__name__

@@ -100,6 +100,12 @@ def listed(items: Iterable[object], limit: int = 5) -> str:
     return head if len(texts) <= limit else f"{head} and {len(texts) - limit} more"
 
 
+def in_a_line(error: object) -> str:
+    """What another library raised, as its type and the last line that it says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
+
+
 def printable(text: str) -> str:
     """The text with control characters replaced: names come from files, and may not drive a terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

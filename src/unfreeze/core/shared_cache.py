@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from unfreeze.core.errors import MissingExtraError, StorageError, UnfreezeError
+from unfreeze.core.errors import MissingExtraError, StorageError, UnfreezeError, in_a_line
 from unfreeze.core.files import write_whole
 
 SHARED = "UNFREEZE_SHARED_CACHE"
@@ -32,7 +32,10 @@ class SharedFolder:
         Raises StorageError.
         """
         with self._told():
-            listed = self._system.ls(self._place, detail=False) if self._system.exists(self._place) else []
+            try:
+                listed = self._system.ls(self._place, detail=False)
+            except FileNotFoundError:  # nobody has sent anything yet
+                listed = []
         names = (_KEYS.fullmatch(PurePosixPath(path).name) for path in listed)
         there = {name[1] for name in names if name}
         for segment in sorted(there.difference(seen)):
@@ -70,7 +73,7 @@ class SharedFolder:
             if local is not None and isinstance(error, OSError) and error.errno:
                 raise
             raise StorageError(
-                f"{SHARED}: {self._place}: {_line(error)}; run the same command again to go on."
+                f"{SHARED}: {self._place}: {in_a_line(error)}; run the same command again to go on."
             ) from None
 
 
@@ -91,12 +94,7 @@ def shared_folder(folder: Path, root: Path) -> SharedFolder | None:
     try:
         system, place = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
-        raise MissingExtraError(f"{SHARED}: {_line(error)}") from None
+        raise MissingExtraError(f"{SHARED}: {in_a_line(error)}") from None
     except Exception as error:  # a driver may raise nearly anything, also of its own
-        raise StorageError(f"{SHARED}: {_line(error)}") from None
+        raise StorageError(f"{SHARED}: {in_a_line(error)}") from None
     return SharedFolder(system, f"{place.rstrip('/')}/{inside.as_posix()}")
-
-
-def _line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -139,13 +139,17 @@ def _of_trees(low: Floats) -> Rows:
 
 def _among_the_best(pairs: Rows, close: Floats, count: int) -> NDArray[np.bool_]:
     """bool (m,): which pairs are among the `_BEST_OF_ALL` closest of either photo."""
-    ends = np.concatenate(np.divmod(pairs, count))
-    order = np.lexsort((-np.tile(close, 2), ends))
-    ends = ends[order]
-    rank = np.arange(len(ends)) - np.searchsorted(ends, ends)
+    best = _best_of_each(np.concatenate(np.divmod(pairs, count)), np.tile(close, 2), _BEST_OF_ALL)
     kept = np.zeros(len(pairs), bool)
-    kept[order[rank < _BEST_OF_ALL] % max(1, len(pairs))] = True
+    kept[best % max(1, len(pairs))] = True
     return kept
+
+
+def _best_of_each(photo: Rows, close: Floats, most: int) -> Rows:
+    """Places of the `most` closest of each photo, photo by photo. photo: int64 (m,); close: (m,)."""
+    order = np.lexsort((-close, photo))
+    photo = photo[order]
+    return order[np.arange(len(photo)) - np.searchsorted(photo, photo) < most]
 
 
 def _candidates(low: Floats, leaves: Iterator[tuple[Rows, Rows]], most: int) -> tuple[Rows, Floats]:
@@ -160,9 +164,7 @@ def _candidates(low: Floats, leaves: Iterator[tuple[Rows, Rows]], most: int) -> 
         if these[0] == those[0]:
             place, i, j = place[i < j], i[i < j], j[i < j]
         if len(place) and np.bincount(i).max() > most:  # the best of each row
-            order = np.lexsort((-close.ravel()[place], i))
-            i, j, place = i[order], j[order], place[order]
-            best = np.arange(len(i)) - np.searchsorted(i, i) < most
+            best = _best_of_each(i, close.ravel()[place], most)
             i, j, place = i[best], j[best], place[best]
         return these[i] * len(low) + those[j], close.ravel()[place]
 

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from unfreeze.core.errors import SourceError, StorageError
-from unfreeze.data.portraits import Sitter, draw_portrait
+from unfreeze.data.portraits import draw_portrait
+from unfreeze.data.sitters import Sitter
 
 DRAWING = 1  # raise when the drawing changes, so that older demo photos are not taken for the same
 GENDERS = ("male", "female")

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfreeze.core.errors import UnfreezeError
-from unfreeze.data.looks import Looks
 from unfreeze.judge.metrics import macro_f1, out_of_fold_scores
 from unfreeze.judge.priors import Expected, expected_score
 from unfreeze.judge.resampling import group_weights, interval, weighted_confusion
@@ -29,13 +28,13 @@ from unfreeze.study.diagnosis.cause import (
     severity_of,
     told,
 )
+from unfreeze.study.diagnosis.stored import STORED, stored
 
 Rows = NDArray[np.int64]
 F64 = NDArray[np.float64]
-LOOK, SHARES, STORED, LEFT = (
+LOOK, SHARES, LEFT = (
     "shift: the test photos look different",
     "shift: other class shares in the test photos",
-    "shift: the test files are stored otherwise",
     "unexplained: the rest of the gap to the test score",
 )
 
@@ -43,8 +42,6 @@ LOOK, SHARES, STORED, LEFT = (
 _WORTH, _SHARE = 50, 0.1
 # Total variation distance of class shares from which a sure difference is worth a word.
 _DISTANCE = 0.05
-# Share of photos that must be stored otherwise.
-_STORED = 0.2
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ def shift(case: Case, foreseen: Foreseen) -> list[Cause]:
     if case.test is None:
         return [not_measured(name, str(case.answers)) for name in (LOOK, SHARES, STORED)]
     look = _look(case, case.test, foreseen)
-    found = [look, _shares(case, foreseen), _stored(case, case.test)]
+    found = [look, _shares(case, foreseen), stored(case, case.test)]
     if foreseen.real and not isinstance(foreseen.expected, str) and "real" not in look.details:
         found.append(_left(foreseen.expected, foreseen.real))
     return found
@@ -274,63 +271,6 @@ def _weighed(case: Case, found: Against) -> dict[str, Any] | None:
 
     drawn = np.array([lost(w) for w in group_weights(case.units[rows], 300, case.run.recipe.seed)])
     return {"cost": interval(lost(np.ones(len(rows))), drawn), "worth_photos": worth}
-
-
-def _stored(case: Case, test: TestSet) -> Cause:
-    """EXIF orientation, mode, format and size of the files, training against test."""
-    if case.gone:
-        return not_measured(STORED, case.gone)
-    rows = case.inside
-    differences: dict[str, tuple[float, str]] = {}
-    for name, read in _PROPERTIES.items():
-        first, second = read(case.looks)[rows], read(test.looks)
-        values = sorted(set(first.tolist()) | set(second.tolist()))
-        shares = [(float((first == v).mean()), float((second == v).mean()), v) for v in values]
-        distance = sum(abs(a - b) for a, b, _ in shares) / 2
-        noise = np.sqrt(len(values) / len(first) + len(values) / len(second))
-        if distance >= _STORED and distance > noise:
-            a, b, value = max(shares, key=lambda s: s[1] - s[0])  # what is new in the test photos
-            differences[name] = distance, f"{name} {value}: {a:.0%} of the training and {b:.0%} of the test photos"
-    sizes = [np.sqrt(look.width.astype(float) * look.height) for look in (case.looks, test.looks)]
-    one, other = float(np.median(sizes[0][rows])), float(np.median(sizes[1]))
-    if max(one, other) > 1.5 * min(one, other) and _auc(sizes[0][rows], sizes[1]) > 0.8:
-        differences["size"] = 1.0, f"size: {one:.0f} px in training and {other:.0f} px in the test photos (median side)"
-    details = {name: text for name, (_, text) in differences.items()}
-    if not differences:
-        return Cause(STORED, "none", "Orientation, mode, format and size of the files are those of training.")
-    severity: Severity = "warning" if set(differences) & {"EXIF orientation", "mode"} else "info"
-    return Cause(
-        STORED,
-        severity,
-        f"The test files differ: {'; '.join(details.values())}.",
-        None,
-        "Orientation and mode are undone before a photo is seen; make sure that your own program does so too, and that "
-        "the photos were not scaled or recoded on their way.",
-        details=details,
-    )
-
-
-def _text(looks: Looks, name: str) -> NDArray[np.str_]:
-    return np.char.decode(looks.measures[name], "ascii")
-
-
-_PROPERTIES: dict[str, Callable[[Looks], NDArray[Any]]] = {
-    "EXIF orientation": lambda looks: looks.measures["orientation"].astype(str),
-    "mode": lambda looks: _text(looks, "mode"),
-    "format": lambda looks: _text(looks, "format"),
-    "shape": lambda looks: np.where(
-        looks.width > 1.05 * looks.height, "wide", np.where(looks.height > 1.05 * looks.width, "tall", "square")
-    ),
-}
-
-
-def _auc(one: F64, other: F64) -> float:
-    """How surely the two differ: 1 where every value of one lies above all of the other, either way round."""
-    ranked = np.sort(one)
-    share = float(
-        (np.searchsorted(ranked, other, "left") + np.searchsorted(ranked, other, "right")).mean() / 2 / len(one)
-    )
-    return max(share, 1 - share)
 
 
 def _left(expected: Expected, real: dict[str, Any]) -> Cause:
