@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ from unfreeze.core.tables import probability_columns
 from unfreeze.data.scans import SCANS, scans_of
 from unfreeze.deliver.web.serving import serve, token_for
 from unfreeze.deliver.web.serving_limits import KINDS, Limits
+from unfreeze.deliver.web.serving_metrics import Metrics
 from unfreeze.deliver.web.serving_photos import pixels_of
+from unfreeze.deliver.web.serving_queue import Batcher
 from unfreeze.learn.direct import Direct
 
 TOKEN = "a-token-of-a-test"
@@ -325,6 +329,31 @@ def test_one_who_sends_much_does_not_keep_others_waiting(direct: Direct, photo: 
             assert here.predict(("quick.jpg", photo)).status_code == 200
         assert not much.done(), "nine slow photos take longer than two in between"
         assert [one["error"] for one in told(much.result())] == [None] * 9
+
+
+def test_photos_and_other_tasks_take_turns(direct: Direct, photo: bytes) -> None:
+    async def asked(batcher: Batcher) -> int:
+        done = 0
+
+        def task() -> None:
+            nonlocal done
+            done += 1
+            time.sleep(0.05)
+
+        tasks = asyncio.gather(*(batcher.run(task) for _ in range(200)))  # ten seconds of them are here already
+        await asyncio.sleep(0)
+        (found,) = await batcher.predict([photo], None)
+        assert isinstance(found, np.ndarray)
+        first = done
+        await tasks
+        return first
+
+    batcher = Batcher(direct, Limits(), Metrics())
+    batcher.start()
+    try:
+        assert asyncio.run(asked(batcher)) < 200, "the photo waited for every task"
+    finally:
+        batcher.stop()
 
 
 def test_who_hangs_up_is_worked_for_no_longer(direct: Direct, photo: bytes, slow_photo: bytes) -> None:

@@ -99,11 +99,11 @@ def test_predictions_pass_between_the_pieces_of_a_map_that_is_cut_off_in_time(
     def probabilities(self: Direct, photos: list, looks: tuple | None = None) -> np.ndarray:
         if len(photos) > 1:  # a piece of the occlusion; a prediction here is of one photo
             asked.append(len(photos))
-            time.sleep(0.4)
+            time.sleep(3)
         return slow(self, photos, looks)
 
     monkeypatch.setattr(Direct, "probabilities", probabilities)
-    with served(direct, Limits(seconds=1)) as one:
+    with served(direct, Limits(seconds=8)) as one:  # a busy machine may be five seconds late with the prediction
         answers = []
 
         def ask() -> None:
@@ -116,8 +116,8 @@ def test_predictions_pass_between_the_pieces_of_a_map_that_is_cut_off_in_time(
         while not asked:
             time.sleep(0.01)
         told = one.predict(("b.jpg", photo))
-        assert told.status_code == 200 and not answers, "the prediction waits for the whole map"
-        drawing.join(20)
+        assert told.status_code == 200 and not answers, f"the prediction waits for the whole map: {told.text}"
+        drawing.join(60)
         assert answers[0].status_code == 503 and answers[0].json()["kind"] == "overdue"
         assert max(asked) <= 16 and sum(asked) < 64, "it went on after its time"
         assert explain(one, photo)["maps"][0]["method"] == "cells", "the next map is drawn"

@@ -229,12 +229,16 @@ class Batcher:
     def _work(self) -> None:
         # The heads' product is small: threads of its own would only fight those of the engine for the cores.
         with threadpool_limits(1, "blas"):
+            task: _Task | None = None
             while True:
                 with self._change:
                     self._change.wait_for(lambda: self._ready or self._tasks or self._stopping)
                     if self._stopping:
                         return
-                    task = self._tasks.popleft() if self._tasks else None
+                    # By turns: whoever asks for one task after another may have the next one here before this thread
+                    # has come round, and photos would wait for all of them.
+                    photos_turn = self._ready and (task is not None or not self._tasks)
+                    task = None if photos_turn or not self._tasks else self._tasks.popleft()
                     batch = [] if task else self._closed()
                 if task:
                     _settle(task)
