@@ -89,6 +89,13 @@ class _Index:
         return cls(np.ascontiguousarray(merged[order, 0]), merged[order], places[order])
 
 
+def forget_pages(mapped: NDArray[Any]) -> None:
+    """Lets the kernel drop the pages read so far of an array that lies in a file; they come back when read again."""
+    held = getattr(mapped, "_mmap", None)
+    if held is not None and hasattr(mmap, "MADV_DONTNEED"):
+        held.madvise(mmap.MADV_DONTNEED)
+
+
 class RowStore:
     """Rows of one dtype and shape, found by content key.
 
@@ -220,9 +227,7 @@ class RowStore:
         """Lets the kernel drop the pages read so far, so that resident memory does not grow with the store."""
         with self._lock:
             for rows in self._open.values():
-                mapped = getattr(rows, "_mmap", None)
-                if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-                    mapped.madvise(mmap.MADV_DONTNEED)
+                forget_pages(rows)
 
     def append(self, keys: Sequence[tuple[int, int]] | Keys, rows: NDArray[Any]) -> None:
         """Writes a segment, here and to the shared cache. Raises StorageError where the disk is full or the other place

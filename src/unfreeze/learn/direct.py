@@ -24,7 +24,8 @@ from unfreeze.learn.blend import Blend, load
 from unfreeze.learn.classifier import Classifier
 from unfreeze.learn.direct_sight import Eyes, Face, Prepared, Sight
 from unfreeze.learn.probe.feature_table import HALF_MAX, signed_root
-from unfreeze.learn.probe.heads import LinearHead, softmax
+from unfreeze.learn.probe.heads import LinearHead
+from unfreeze.learn.probe.softmax import softmax
 from unfreeze.model.engines import BATCH, Engine, open_engine
 from unfreeze.model.graphs import Graph
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from unfreeze.data.images import Pixels
-from unfreeze.learn.probe.heads import softmax
+from unfreeze.learn.probe.softmax import softmax
 from unfreeze.learn.train.augment import AUGMENTS
 from unfreeze.learn.train.losses import logits_of
 from unfreeze.learn.train.memory import Inputs, MicroBatch, in_pieces

@@ -129,7 +129,7 @@ def test_photos_that_are_chosen_are_predicted(browser: Any, home: tuple[str, Pat
     page, faults = opened(browser, home[0], NARROW, "dark")
     page.goto(page.url + "runs/alpha/predict")
     page.locator("#files").set_input_files([photos / "red" / "g000_0.jpg", photos / "blue" / "g200_0.jpg"])
-    page.locator("#answers .first").nth(1).wait_for(timeout=60_000)
+    page.locator("#answers .first").nth(1).wait_for(timeout=180_000)  # the network is loaded first
     assert page.locator("#answers .path").all_inner_texts() == ["g000_0.jpg", "g200_0.jpg"]
     every = "[...document.querySelectorAll('#answers img')].every((one) => one.naturalWidth > 0)"
     until(lambda: page.evaluate(every))

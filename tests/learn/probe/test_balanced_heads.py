@@ -9,6 +9,7 @@ from unfreeze.core.recipe_sections import Balance, Probe
 from unfreeze.learn.added import AddedRows
 from unfreeze.learn.balance import log_prior, row_weights, settled
 from unfreeze.learn.probe import heads as module
+from unfreeze.learn.probe import strengths
 from unfreeze.learn.probe.extended import ExtendedFeatures
 from unfreeze.learn.probe.feature_table import signed_root
 from unfreeze.learn.probe.heads import fit_folds
@@ -53,7 +54,7 @@ def test_the_default_is_the_root_of_the_class_frequency_bit_for_bit(
         row = counts[labels] ** -0.5
         return row / row.sum(), len(labels), counts
 
-    monkeypatch.setattr(module, "row_weights", before)
+    monkeypatch.setattr(strengths, "row_weights", before)
     old = heads(features, *columns, tmp_path)
     assert all(same(found[k], old[k]) and same(recipe[k], old[k]) for k in range(FOLDS))
 
@@ -62,7 +63,7 @@ def test_none_is_a_fit_without_class_weights(store_features, fresh_cache, tmp_pa
     x, *columns = table
     features = store_features(x)
     none = heads(features, *columns, tmp_path, loss="ce")
-    monkeypatch.setattr(module, "row_weights", lambda y, u, c, w, s: (np.full(len(y), 1 / len(y)), len(y), None))
+    monkeypatch.setattr(strengths, "row_weights", lambda y, u, c, w, s: (np.full(len(y), 1 / len(y)), len(y), None))
     flat = heads(features, *columns, tmp_path)
     assert all(same(none[k], flat[k]) for k in range(FOLDS))
 
@@ -129,14 +130,14 @@ def test_added_rows_are_learnt_from_and_never_held_out(store_features, fresh_cac
     features, added, _ = extended(store_features, x, folds)
     columns = [added.extended(c) for c in (labels, units, folds)]
     seen = []
-    real = module._inner_choice
+    real = module.inner_choice
 
     def spy(rotation, splits, data, probe):
         seen.extend(splits)
         assert (rotation.train >= COUNT).any()
         return real(rotation, splits, data, probe)
 
-    monkeypatch.setattr(module, "_inner_choice", spy)
+    monkeypatch.setattr(module, "inner_choice", spy)
     found = heads(features, *columns, tmp_path, identity="added", photos=COUNT)
     assert len(seen) == 2 * FOLDS
     for train, valid in seen:
@@ -162,17 +163,17 @@ def test_the_inner_score_knows_no_weights(store_features, fresh_cache, tmp_path,
     """The loss that chooses the penalty is the plain mean over photos, whatever weighs in training."""
     x, labels, units, folds = table
     told = []
-    real = module._inner_choice
+    real = module.inner_choice
 
     def spy(rotation, splits, data, probe):
-        strength, loss = real(rotation, splits[:1], data, probe)
+        found = real(rotation, splits[:1], data, probe)
         train, valid = splits[0]
-        weight, bias = module._solve(rotation, data, train, (strength,), module._COARSE)
+        weight, bias = module.solve(rotation, data, train, (found.strength,), 3e-3)
         p = module.softmax(rotation.coordinates[valid] @ weight[0] + bias[0])
-        told.append((loss, -np.log(p[np.arange(len(valid)), data.labels[valid]]).mean()))
-        return strength, loss
+        told.append((found.loss, -np.log(p[np.arange(len(valid)), data.labels[valid]]).mean()))
+        return found
 
-    monkeypatch.setattr(module, "_inner_choice", spy)
+    monkeypatch.setattr(module, "inner_choice", spy)
     heads(store_features(x), labels, units, folds, tmp_path, loss="weighted")
     assert told and all(a == pytest.approx(b, rel=1e-3) for a, b in told)
 

@@ -14,7 +14,10 @@ from unfreeze.judge.metrics import out_of_fold_scores
 from unfreeze.learn.balance import settled
 from unfreeze.learn.probe import heads as module
 from unfreeze.learn.probe import rotation as rotation_module
-from unfreeze.learn.probe.heads import LinearHead, fit_folds, inner_splits, predict_folds, softmax
+from unfreeze.learn.probe import strengths
+from unfreeze.learn.probe.heads import LinearHead, fit_folds, predict_folds
+from unfreeze.learn.probe.softmax import softmax
+from unfreeze.learn.probe.strengths import inner_splits
 
 PROBE = Probe(strengths=(0.3, 10.0, 1000.0))
 
@@ -109,7 +112,7 @@ def test_a_signal_is_found_and_judged_as_well_as_scikit_learn_does(store_feature
 def test_the_head_is_the_solution_on_standardised_features(store_features, fresh_cache, tmp_path, monkeypatch):
     """End to end against scikit-learn: standardise on training rows, weigh classes, C * n: the same probabilities."""
     linear = pytest.importorskip("sklearn.linear_model")
-    monkeypatch.setattr(module, "_COARSE", 1e-5)
+    monkeypatch.setattr(strengths, "_COARSE", 1e-5)
     monkeypatch.setattr(module, "_FINE", 1e-5)
     x, y, units, folds = grouped(width=30)
     y[y == 2] = np.where(np.arange((y == 2).sum()) < 12, 2, 0)
@@ -215,8 +218,10 @@ def test_small_memory_gives_the_same_heads_and_leaves_no_file(store_features, fr
     features = store_features(x)
     plain = fitted(features, y, units, folds, tmp_path, identity="plain")
     monkeypatch.setattr(rotation_module, "_KEPT_BYTES", 1000)
-    monkeypatch.setattr(module, "_BATCH_BYTES", 1000)
-    monkeypatch.setattr(module, "_PIECE", 50)
+    monkeypatch.setattr(strengths, "_BATCH_BYTES", 1000)
+    monkeypatch.setattr(strengths, "_PIECE", 50)
+    monkeypatch.setattr(strengths, "_STRETCH", 30)
+    monkeypatch.setattr(strengths, "_GATHERED_BYTES", 2000)
     small = fitted(features, y, units, folds, tmp_path / "s", identity="small")
     rows = np.arange(len(y))
     for k in range(4):

@@ -18,10 +18,11 @@ from unfreeze.core.tables import Photos
 from unfreeze.judge.metrics import confusion_matrix, macro_f1
 from unfreeze.learn.balance import settled
 from unfreeze.learn.fitting import Work
-from unfreeze.learn.probe.heads import LinearHead, fit_folds, predict_folds, softmax
+from unfreeze.learn.probe.heads import LinearHead, fit_folds, predict_folds
 from unfreeze.learn.probe.inputs import JoinedFeatures
 from unfreeze.learn.probe.parts import as_one, check_labels, unseen_combinations, unseen_findings
 from unfreeze.learn.probe.probing import Probe, heads_of, split_at_random
+from unfreeze.learn.probe.softmax import softmax
 
 FOLDS, SIZES = 4, (4, 4)
 

@@ -177,7 +177,10 @@ def test_large_coordinates_go_to_a_file_and_are_the_same(store_features, fresh_c
     large = turn(features, folds, 1, tmp_path, "large")
     assert isinstance(large.coordinates, np.memmap)
     assert (tmp_path / "scratch" / "coordinates-1.npy").is_file()
-    assert np.array_equal(small.coordinates, large.coordinates)
+    every = np.arange(N)
+    assert np.array_equal(small.of(every), large.of(every))
+    places = large.places[large.train]
+    assert np.ptp(places) == len(places) - 1 + (folds == 1).sum(), "folds lie side by side"
     assert len(list((fresh_cache / "rotations").iterdir())) == 1  # the large one is not kept
 
 

@@ -19,22 +19,16 @@ from unfreeze.core.files import write_whole
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe_sections import Probe
 from unfreeze.core.work import cores, in_threads
-from unfreeze.learn.balance import Settled, log_prior, row_weights
+from unfreeze.learn.balance import Settled, log_prior
 from unfreeze.learn.probe.feature_table import signed_root
 from unfreeze.learn.probe.inputs import AnyFeatures
 from unfreeze.learn.probe.rotation import Moments, Rotation, moments, pieces_of, rotate
-from unfreeze.learn.probe.softmax import fit_softmax
+from unfreeze.learn.probe.softmax import softmax
+from unfreeze.learn.probe.strengths import Choice, Data, inner_choice, inner_splits, solve
 
 F32 = NDArray[np.float32]
-# Two inner validation folds settle the penalty as well as four, at half the price: macro F1 differed by .003 at most
-# on the masks, clothing and trash photos of the benchmarks.
-_INNER = 2
-# Where only losses are compared, and for the head that is kept.
-_COARSE, _FINE = 3e-3, 1e-3
-# Of the focal loss, as in training.
-_FOCUS = 2.0
-_PIECE = 4096
-_BATCH_BYTES = 256 << 20
+# Of a head that is kept: its gradient, as `fit_softmax` measures it.
+_FINE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -87,13 +81,6 @@ class LinearHead:
         return head, about
 
 
-def softmax(logits: F32) -> NDArray[np.float64]:
-    """Probabilities float64 (n, C); rows sum to 1."""
-    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    np.exp(shifted, out=shifted)
-    return shifted / shifted.sum(1, keepdims=True)
-
-
 def fit_folds(
     features: AnyFeatures,
     labels: NDArray[np.int64],
@@ -116,7 +103,7 @@ def fit_folds(
     rows; the outer fold has no part in it. identity: names the rows and folds, for the rotation's cache. words: what is
     done for small classes. photos: rows from this one on are added ones, which are learnt from and never held out.
     """
-    data = _Data(labels, units, classes, words or Settled(), seed, len(labels) if photos is None else photos)
+    data = Data(labels, units, classes, words or Settled(), seed, len(labels) if photos is None else photos)
     count = int(folds.max()) + 1
     todo = list(range(count)) if only is None else only
     if not todo:
@@ -140,25 +127,9 @@ def fit_folds(
             yield result
 
 
-@dataclass(frozen=True)
-class _Data:
-    """What is learnt from: class and group of every row, and what is done for small classes."""
-
-    labels: NDArray[np.int64]
-    units: NDArray[np.int64]
-    classes: int
-    words: Settled
-    seed: int
-    photos: int
-
-    def weights(self, train: NDArray[np.int64]) -> tuple[NDArray[np.float64], float, NDArray[np.float64]]:
-        """As `row_weights` of the training rows."""
-        return row_weights(self.labels[train], self.units[train], self.classes, self.words, self.seed)
-
-
 def _fit_fold(
     features: AnyFeatures,
-    data: _Data,
+    data: Data,
     folds: NDArray[np.int64],
     fold: int,
     probe: Probe,
@@ -174,8 +145,7 @@ def _fit_fold(
         part, known = features.select(inputs), Moments.joined([statistics[i] for i in inputs])
         place = scratch / f"fold-{fold}-{'-'.join(map(str, inputs))}.npy"
         rotation = rotate(part, known, folds, fold, data.seed, identity, place)
-        strength, loss = _inner_choice(rotation, splits, data, probe)
-        return _Attempt(inputs, rotation, strength, loss, place)
+        return _Attempt(inputs, rotation, inner_choice(rotation, splits, data, probe), place)
 
     winner = attempt((0,))
     try:
@@ -187,29 +157,28 @@ def _fit_fold(
             if other != best_alone:
                 winner = winner.against(attempt((best_alone, other)))
         train = winner.rotation.train
-        weight, bias = _solve(winner.rotation, data, train, (winner.strength,), _FINE)
+        weight, bias = solve(winner.rotation, data, train, (winner.choice.strength,), _FINE, winner.choice.start)
         if data.words.loss == "logit-adjusted":
             # Fitted were the logits plus the log prior; the biases, which bear no penalty, give it back exactly.
             bias = bias - log_prior(data.weights(train)[2])
         unfolded = winner.rotation.unfold(features.select(winner.inputs), weight[0], bias[0])
-        return LinearHead(*unfolded, strength=winner.strength, inputs=winner.inputs)
+        return LinearHead(*unfolded, strength=winner.choice.strength, inputs=winner.inputs)
     finally:
         winner.clean()
 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """Some inputs, tried inside a training fold: the best strength and its inner log loss."""
+    """Some inputs, tried inside a training fold."""
 
     inputs: tuple[int, ...]
     rotation: Rotation
-    strength: float
-    loss: float
+    choice: Choice
     place: Path
 
     def against(self, other: _Attempt) -> _Attempt:
         """The one with the lower loss, ties to the earlier; the loser's file goes."""
-        winner, loser = (other, self) if other.loss < self.loss else (self, other)
+        winner, loser = (other, self) if other.choice.loss < self.choice.loss else (self, other)
         loser.clean()
         return winner
 
@@ -217,97 +186,6 @@ class _Attempt:
         """Takes away the file of a large rotation."""
         with contextlib.suppress(OSError):
             self.place.unlink()
-
-
-def _inner_choice(
-    rotation: Rotation,
-    splits: list[tuple[NDArray[np.int64], NDArray[np.int64]]],
-    data: _Data,
-    probe: Probe,
-) -> tuple[float, float]:
-    """The strength with the least log loss on the inner validation rows, and that loss.
-
-    Those rows are photos as they are, each of weight one, whatever is done for small classes in training; with logit
-    adjustment they are told by the logits that were fitted, which have the prior in them.
-    The first split tries all strengths, each further one the best so far and its neighbours: losses are smooth along
-    the grid, and most of a run's time with cached features is spent here.
-    """
-    grid = sorted(probe.strengths)
-    losses = np.zeros(len(grid))
-    near = range(len(grid))
-    for train, valid in splits:
-        tried = tuple(grid[s] for s in near)
-        weight, bias = _solve(rotation, data, train, tried, _COARSE)
-        outside = np.full(len(grid), np.inf)
-        for place, s in enumerate(near):
-            logits = rotation.coordinates[valid] @ weight[place] + bias[place]
-            chosen = softmax(logits)[np.arange(len(valid)), data.labels[valid]]
-            outside[s] = -np.log(np.maximum(chosen, 1e-15)).mean()
-        losses = losses + outside
-        best = int(losses.argmin())
-        near = range(max(best - 1, 0), min(best + 2, len(grid)))
-    if not splits:
-        return grid[len(grid) // 2], 0.0
-    return grid[int(losses.argmin())], float(losses.min() / len(splits))
-
-
-def inner_splits(
-    train: NDArray[np.int64], units: NDArray[np.int64], folds: NDArray[np.int64], seed: int
-) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Group-safe (training rows, validation rows) inside a training part.
-
-    With three outer folds or more, the other outer folds take turns; with two, groups are halved by the seed.
-    Empty where all training rows are of one group: nothing can be held out then.
-    """
-    inside = np.unique(folds[train])
-    if len(inside) >= 2:
-        turns = inside[[-1, 0][:_INNER]]
-        return [(train[folds[train] != turn], train[folds[train] == turn]) for turn in turns]
-    groups = np.random.default_rng(seed).permutation(np.unique(units[train]))
-    if len(groups) < 2:
-        return []
-    first = np.isin(units[train], groups[: len(groups) // 2])
-    return [(train[first], train[~first]), (train[~first], train[first])]
-
-
-def _solve(
-    rotation: Rotation,
-    data: _Data,
-    train: NDArray[np.int64],
-    strengths: tuple[float, ...],
-    tolerance: float,
-) -> tuple[F32, F32]:
-    """Weights (S, r, C) and biases (S, C) for each strength, in batches that fit the memory."""
-    r, classes = rotation.coordinates.shape[1], data.classes
-    weights_of_rows, drawn, _ = data.weights(train)
-    train, row = train[weights_of_rows > 0], weights_of_rows[weights_of_rows > 0].astype(np.float32)
-    at_once = max(1, int(_BATCH_BYTES // (4 * 18 * (r + 1) * classes)))
-    own = data.labels[train]
-
-    # Coordinates in memory are gathered once; those in a file are gathered anew in each pass.
-    inside = None if isinstance(rotation.coordinates, np.memmap) else rotation.coordinates[train]
-
-    def pieces() -> Iterator[tuple[slice, F32]]:
-        for start in range(0, len(train), _PIECE):
-            part = slice(start, min(start + _PIECE, len(train)))
-            yield part, rotation.coordinates[train[part]] if inside is None else inside[part]
-
-    weights, biases = [], []
-    for start in range(0, len(strengths), at_once):
-        some = np.array(strengths[start : start + at_once])
-        solution = fit_softmax(
-            pieces,
-            own,
-            np.broadcast_to(row, (len(some), len(train))),
-            1 / (some * drawn),
-            rotation.scale,
-            classes,
-            tolerance=tolerance,
-            focus=_FOCUS if data.words.loss == "focal" else 0.0,
-        )
-        weights.append(solution.weight)
-        biases.append(solution.bias)
-    return np.concatenate(weights), np.concatenate(biases)
 
 
 def predict_folds(features: AnyFeatures, heads: list[LinearHead], rows: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from unfreeze.core.cache import cache_root, fingerprint, load_array, prune
+from unfreeze.core.cache import cache_root, fingerprint, forget_pages, load_array, prune
 from unfreeze.core.files import write_whole
 from unfreeze.learn.probe.inputs import AnyFeatures
 
@@ -82,19 +82,25 @@ def pieces_of(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
 class Rotation:
     """Coordinates of every row for one fold.
 
-    coordinates: float32 (n, r), by row of the table; rows of no use hold zeros. scale: (r,) mean square of
-    each over the training rows. train: the training rows. mean, deviation: (D,), as in `Moments.standard`.
+    coordinates: float32 (n, r); rows of no use hold zeros. places: int64 (n,), where in them each row of the table is.
+    scale: (r,) mean square of each over the training rows. train: the training rows. mean, deviation: (D,), as in
+    `Moments.standard`.
     landmarks and back: rows and float32 (len(landmarks), r), so that a weight W in coordinates is the weight
     Z[landmarks].T @ (back @ W) on standardised features Z; or landmarks None, and back (D, r) is the basis.
     """
 
     coordinates: F32
+    places: NDArray[np.int64]
     scale: F32
     train: NDArray[np.int64]
     mean: F32
     deviation: F32
     landmarks: NDArray[np.int64] | None
     back: F32
+
+    def of(self, rows: NDArray[np.int64]) -> F32:
+        """Coordinates (len(rows), r) of these rows of the table."""
+        return np.asarray(self.coordinates[self.places[rows]])
 
     def unfold(self, features: AnyFeatures, weight: F32, bias: F32) -> tuple[F32, F32]:
         """(r, C) weight and (C,) bias in coordinates -> (D, C) and (C,) on the rooted features themselves."""
@@ -142,7 +148,7 @@ def rotate(
                 write_whole(kept / f"{name}.npy", partial(np.save, arr=array))
             prune("rotations", _KEPT_IN_ALL)
     coordinates, scale, back = stored
-    return Rotation(coordinates, scale, train, mean, deviation, landmarks, back)
+    return Rotation(coordinates, _places(folds, len(scale)), scale, train, mean, deviation, landmarks, back)
 
 
 def _landmarks(train: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
@@ -158,6 +164,26 @@ def _load(folder: Path, n: int) -> tuple[F32, F32, F32] | None:
         return None
     fits = coordinates.ndim == 2 and len(coordinates) == n and coordinates.shape[1] == len(scale) == back.shape[1]
     return (coordinates, scale, back) if fits else None
+
+
+def _places(folds: NDArray[np.int64], r: int) -> NDArray[np.int64]:
+    """Where each row's r coordinates are: as in the table, but in a file by fold.
+
+    A training part of a file is then a few long stretches that are read as they lie.
+    """
+    if len(folds) * r * 4 <= _KEPT_BYTES:
+        return np.arange(len(folds))
+    places = np.empty(len(folds), np.int64)
+    places[np.argsort(folds, kind="stable")] = np.arange(len(folds))
+    return places
+
+
+def _emptied(pieces: Iterator[NDArray[np.int64]], coordinates: F32) -> Iterator[NDArray[np.int64]]:
+    """The pieces; what was written of a file meanwhile does not stay resident."""
+    for number, rows in enumerate(pieces, 1):
+        yield rows
+        if number % 64 == 0:
+            forget_pages(coordinates)
 
 
 def _room(n: int, r: int, file: Path) -> F32:
@@ -190,9 +216,9 @@ def _primal(
         z = _standardised(features, rows, mean, deviation)
         covariance += z.T @ z
     values, axes = _eigen(covariance)
-    coordinates = _room(len(folds), len(values), file)
-    for rows in pieces_of(np.flatnonzero(folds >= 0)):
-        coordinates[rows] = _standardised(features, rows, mean, deviation) @ axes
+    coordinates, places = _room(len(folds), len(values), file), _places(folds, len(values))
+    for rows in _emptied(pieces_of(np.flatnonzero(folds >= 0)), coordinates):
+        coordinates[places[rows]] = _standardised(features, rows, mean, deviation) @ axes
     features.forget_pages()
     return coordinates, (values / len(train)).astype(np.float32), axes
 
@@ -214,11 +240,11 @@ def _dual(
         at[start : start + len(rows)] = _standardised(features, rows, mean, deviation)
     values, vectors = _eigen(at @ at.T)
     back = vectors / np.sqrt(values)
-    coordinates = _room(len(folds), len(values), file)
-    coordinates[landmarks] = vectors * np.sqrt(values)
+    coordinates, places = _room(len(folds), len(values), file), _places(folds, len(values))
+    coordinates[places[landmarks]] = vectors * np.sqrt(values)
     others = np.flatnonzero(folds >= 0)
-    for rows in pieces_of(others[~np.isin(others, landmarks)]):
-        coordinates[rows] = (_standardised(features, rows, mean, deviation) @ at.T) @ back
+    for rows in _emptied(pieces_of(others[~np.isin(others, landmarks)]), coordinates):
+        coordinates[places[rows]] = (_standardised(features, rows, mean, deviation) @ at.T) @ back
     features.forget_pages()
     return coordinates, (values / len(landmarks)).astype(np.float32), back.astype(np.float32, copy=False)
 

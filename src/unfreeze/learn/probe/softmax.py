@@ -121,6 +121,13 @@ def fit_softmax(
     return Solution(weight, bias, losses, passes)
 
 
+def softmax(logits: F32) -> NDArray[np.float64]:
+    """Probabilities float64 (n, C); rows sum to 1."""
+    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+    np.exp(shifted, out=shifted)
+    return shifted / shifted.sum(1, keepdims=True)
+
+
 def _focal(losses: F32, weights: F32, gamma: float) -> tuple[F32, F32]:
     """Weighted focal losses (m, k) of rows with these log losses, and the weights that CE's gradient has to take.
 

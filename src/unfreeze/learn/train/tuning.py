@@ -17,7 +17,7 @@ from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Recipe
 from unfreeze.core.recipe_sections import Train
 from unfreeze.data.pixels import Frame
-from unfreeze.learn.probe.heads import softmax
+from unfreeze.learn.probe.softmax import softmax
 from unfreeze.learn.sight import preprocessing_of
 from unfreeze.learn.train.activations import training_views
 from unfreeze.learn.train.batches import Batch, Batches
