@@ -1,4 +1,4 @@
-"""The penalty of a large table: found on few rows, settled on all, as good as trying all. Files are read as they lie."""
+"""The penalty of a large table: found on few rows, settled on all, as good as trying all; files read as they lie."""
 
 from __future__ import annotations
 

@@ -99,8 +99,15 @@ class Rotation:
     back: F32
 
     def of(self, rows: NDArray[np.int64]) -> F32:
-        """Coordinates (len(rows), r) of these rows of the table."""
-        return np.asarray(self.coordinates[self.places[rows]])
+        """Coordinates (len(rows), r) of these rows of the table; of a file, what was read does not stay resident."""
+        if not isinstance(self.coordinates, np.memmap):
+            return self.coordinates[self.places[rows]]
+        out = np.empty((len(rows), self.coordinates.shape[1]), np.float32)
+        for start in range(0, len(rows), _PIECE):  # reading a page brings its neighbours with it
+            part = slice(start, start + _PIECE)
+            out[part] = self.coordinates[self.places[rows[part]]]
+            forget_pages(self.coordinates)
+        return out
 
     def unfold(self, features: AnyFeatures, weight: F32, bias: F32) -> tuple[F32, F32]:
         """(r, C) weight and (C,) bias in coordinates -> (D, C) and (C,) on the rooted features themselves."""
