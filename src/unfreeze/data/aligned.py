@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ NEAR_TINT = 15.0
 _FLAT = 8.0
 _GAIN = (0.7, 1.45)
 _MOVED = 0.16  # of the side: a crop moves an edge no further
+_TINT_UNIT = 12  # of four pixels' sum, times three channels
 _FREQUENCIES = 64
 _TILE = 2048
 _BEST = 8  # candidates of a photo in a tile of others: a burst is still tied together, photo by photo
@@ -61,13 +63,23 @@ def aligned_duplicates(grey: NDArray[np.uint8], thumb: NDArray[np.uint8], usable
     low = _low_frequencies(grey, rows)
     likely = _candidates(low, _tiles(len(low)), _BEST)[0] if len(low) <= _ALL else _of_trees(low)
 
+    tint = _tints(thumb, rows)
+
     def alike(start: int) -> Pairs:
-        one, two = (rows[place] for place in np.divmod(likely[start : start + _AT_ONCE], len(low)))
-        same = _laid_over(grey[one], grey[two], thumb[one], thumb[two])
+        one, two = np.divmod(likely[start : start + _AT_ONCE], len(low))
+        near = np.abs(tint[one] - tint[two]).max(1) <= NEAR_TINT * _TINT_UNIT
+        one, two = rows[one[near]], rows[two[near]]
+        same = _laid_over(grey[one], grey[two])
         return np.stack([one[same], two[same]], 1)
 
-    found = in_threads(alike, range(0, len(likely), _AT_ONCE))
+    with _one_thread_each():
+        found = list(in_threads(alike, range(0, len(likely), _AT_ONCE)))
     return np.unique(np.concatenate([np.zeros((0, 2), np.int64), *found]), axis=0)
+
+
+def _one_thread_each() -> threadpool_limits:
+    """Of BLAS: such small products gain nothing from threads that wait for each other."""
+    return threadpool_limits(1, user_api="blas")
 
 
 def _contrast(grey: NDArray[np.uint8], rows: Rows) -> Floats:
@@ -111,13 +123,15 @@ def _tree(low: Floats, seed: int, leaf: int = _LEAF) -> Iterator[tuple[Rows, Row
     while waiting:
         here = waiting.pop()
         if len(here) <= leaf:
-            here.sort()
             yield here, here
             continue
         some = low[here[draws.integers(0, len(here), _DRAWN)]]
         direction = draws.normal(0, 1, _DRAWN).astype(np.float32) @ (some - some.mean(0))
-        order = np.argpartition(low[here] @ direction, len(here) // 2)
-        waiting += [here[order[: len(here) // 2]], here[order[len(here) // 2 :]]]
+        along, half = low[here] @ direction, len(here) // 2
+        middle = np.partition(along, half)[half]
+        first = along < middle
+        first[np.flatnonzero(along == middle)[: half - np.count_nonzero(first)]] = True
+        waiting += [here[first], here[~first]]  # in order, so that rows are read along the memory
 
 
 def _of_trees(low: Floats) -> Rows:
@@ -146,8 +160,10 @@ def _among_the_best(pairs: Rows, close: Floats, count: int) -> NDArray[np.bool_]
 
 
 def _best_of_each(photo: Rows, close: Floats, most: int) -> Rows:
-    """Places of the `most` closest of each photo, photo by photo. photo: int64 (m,); close: (m,)."""
-    order = np.lexsort((-close, photo))
+    """Places of the `most` closest of each photo, photo by photo. photo: (m,), under 2^32; close: (m,), positive."""
+    # One key, photo before closeness (positive floats are in the order of their bits), sorts thrice as fast as two.
+    key = (photo.astype(np.uint64) << np.uint64(32)) | (np.uint64(0xFFFFFFFF) - close.view(np.uint32))
+    order = np.argsort(key, kind="stable")
     photo = photo[order]
     return order[np.arange(len(photo)) - np.searchsorted(photo, photo) < most]
 
@@ -158,19 +174,13 @@ def _candidates(low: Floats, leaves: Iterator[tuple[Rows, Rows]], most: int) -> 
 
     def of_leaf(leaf: tuple[Rows, Rows]) -> tuple[Rows, Floats]:
         these, those = leaf
-        close = low[these] @ low[those].T
-        place = np.flatnonzero(close.ravel() >= NEAR_COSINE)
-        i, j = np.divmod(place, close.shape[1])
-        if these[0] == those[0]:
-            place, i, j = place[i < j], i[i < j], j[i < j]
-        if len(place) and np.bincount(i).max() > most:  # the best of each row
-            best = _best_of_each(i, close.ravel()[place], most)
-            i, j, place = i[best], j[best], place[best]
-        return these[i] * len(low) + those[j], close.ravel()[place]
+        one = low[these]
+        same = these[0] == those[0]
+        i, j, close = _closest(one @ (one if same else low[those]).T, most, same)
+        return these[i] * len(low) + those[j], close
 
     pairs, nearness = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
-    # Leaves side by side, a BLAS thread each: such small products gain nothing from threads that wait for each other.
-    with threadpool_limits(1, user_api="blas"):
+    with _one_thread_each():
         for some, close in in_threads(of_leaf, leaves):
             pairs.append(some)
             nearness.append(close)
@@ -178,12 +188,41 @@ def _candidates(low: Floats, leaves: Iterator[tuple[Rows, Rows]], most: int) -> 
     return every, np.concatenate(nearness)[first]
 
 
-def _laid_over(
-    grey_a: NDArray[np.uint8], grey_b: NDArray[np.uint8], thumb_a: NDArray[np.uint8], thumb_b: NDArray[np.uint8]
-) -> NDArray[np.bool_]:
+def _closest(close: Floats, most: int, same: bool) -> tuple[Rows, Rows, Floats]:
+    """Row, column and cosine of the `most` closest from `NEAR_COSINE` of each row. Overwrites close.
+
+    same: rows and columns are the same photos, and only columns after the row count. The largest of each row again and
+    again costs a fifth of sorting all that are near: in a large table of like photos those are many.
+    """
+    if same:
+        close += _never_again(len(close))
+    rows = np.arange(len(close))
+    found = []
+    for _ in range(most):
+        column = close.argmax(1)
+        each = np.arange(len(close))
+        value = close[each, column]
+        near = value >= NEAR_COSINE
+        found.append((rows[near], column[near], value[near]))
+        close[each, column] = -1
+        if 2 * near.sum() < len(near):  # what is left is small: most photos have no near ones at all
+            close, rows = close[near], rows[near]
+        if not near.any():
+            break
+    i, j, cosine = (np.concatenate(column) for column in zip(*found, strict=True))
+    return i, j, cosine
+
+
+@lru_cache(4)
+def _never_again(size: int) -> Floats:
+    """-4 in and below the diagonal, else 0: takes what is a pair already out of the choice. (size, size)."""
+    return np.tril(np.full((size, size), -4, np.float32))
+
+
+def _laid_over(grey_a: NDArray[np.uint8], grey_b: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """bool (n,): which a is b once moved and brightened."""
     alike = np.zeros(len(grey_a), bool)
-    left = np.flatnonzero(_tint(thumb_a, thumb_b) <= NEAR_TINT)
+    left = np.arange(len(grey_a))
     moved = np.zeros((len(left), 4), np.float32)
     for step in range(_STEPS):
         if not len(left):
@@ -206,16 +245,30 @@ def _step(a: Floats, b: Floats) -> tuple[Floats, Floats, Floats, Floats]:
     Returns the share of variance explained, the root mean square left, gain, and the moves (n, 4).
     """
     n, side = len(a), a.shape[1]
-    across = _across(side)
-    aim = _halved(b).reshape(n, -1)
-    dy, dx = np.gradient(a, axis=(1, 2))
-    d = np.empty((n, aim.shape[1], 6), np.float32)
-    for k, column in enumerate((a, None, dx, across * dx, dy, across[:, None] * dy)):
-        d[:, :, k] = 1 if column is None else _halved(np.asarray(column, np.float32)).reshape(n, -1)
-    normal = d.transpose(0, 2, 1) @ d + np.diag([1e-2, 1e-2, 50, 50, 50, 50]).astype(np.float32)
-    p = np.linalg.solve(normal, d.transpose(0, 2, 1) @ aim[..., None])
-    rest = ((aim - (d @ p)[..., 0]) ** 2).mean(1)
-    return 1 - rest / np.maximum(aim.var(1), 1e-6), np.sqrt(rest), p[:, 0, 0], p[:, 2:, 0]
+    half = side // 2
+    right, left = _halving(side)
+    aim = (left[:half] @ (b.reshape(-1, side) @ right[:, :half]).reshape(n, side, half)).reshape(n, -1)
+    turned = (a.reshape(-1, side) @ right).reshape(n, side, 3 * half)
+    d = np.ones((n, 6, half, half), np.float32)  # a, one, dx, across * dx, dy, across * dy
+    d[:, 0], d[:, 2], d[:, 3] = np.split(left[:half] @ turned, 3, 2)
+    d[:, 4], d[:, 5] = np.split(left[half:] @ turned[:, :, :half], 2, 1)
+    d = d.reshape(n, 6, half * half)
+    normal = d @ d.transpose(0, 2, 1) + np.diag([1e-2, 1e-2, 50, 50, 50, 50]).astype(np.float32)
+    p = np.linalg.solve(normal, d @ aim[..., None])[:, :, 0]
+    rest = ((aim - (p[:, None] @ d)[:, 0]) ** 2).mean(1)
+    return 1 - rest / np.maximum(aim.var(1), 1e-6), np.sqrt(rest), p[:, 0], p[:, 2:]
+
+
+@lru_cache(1)
+def _halving(side: int) -> tuple[Floats, Floats]:
+    """What halves a photo's sides, alone, after its slope, and after its slope times the place across: as products.
+
+    right (side, 3 * side / 2) for columns, left (3 * side / 2, side) for rows. Slopes are those of `numpy.gradient`.
+    """
+    pool = np.kron(np.eye(side // 2), np.full((1, 2), 0.5))
+    slope = np.gradient(np.eye(side), axis=0)
+    left = np.concatenate([pool, pool @ slope, pool @ (_across(side)[:, None] * slope)]).astype(np.float32)
+    return np.ascontiguousarray(left.T), left
 
 
 def _across(side: int) -> Floats:
@@ -239,15 +292,12 @@ def _weights(shift: Floats, scale: Floats, across: Floats) -> Floats:
     return np.maximum(0, 1 - np.abs(where[:, :, None] - np.arange(side, dtype=np.float32)))
 
 
-def _halved(a: Floats) -> Floats:
-    return (a[:, ::2, ::2] + a[:, 1::2, ::2] + a[:, ::2, 1::2] + a[:, 1::2, 1::2]) * np.float32(0.25)
-
-
-def _tint(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> Floats:
-    """Largest difference of the colours less their grey in any of 4 x 4 cells, float32 (n,)."""
-
-    def chroma(thumb: NDArray[np.uint8]) -> Floats:
-        cells = thumb.reshape(len(thumb), 4, 2, 4, 2, 3).astype(np.float32).mean((2, 4))
-        return cells - cells.mean(-1, keepdims=True)
-
-    return np.abs(chroma(a) - chroma(b)).max((1, 2, 3))
+def _tints(thumb: NDArray[np.uint8], rows: Rows) -> NDArray[np.int16]:
+    """Colours less their grey of 4 x 4 cells, in units of 1 / `_TINT_UNIT` of a grey level, (len(rows), 48): exact."""
+    out = np.empty((len(rows), 48), np.int16)
+    for start in range(0, len(rows), _AT_ONCE):
+        some = thumb[rows[start : start + _AT_ONCE]].astype(np.int16)
+        cells = some[:, ::2, ::2] + some[:, 1::2, ::2] + some[:, ::2, 1::2] + some[:, 1::2, 1::2]
+        cells = 3 * cells - cells.sum(-1, keepdims=True, dtype=np.int16)
+        out[start : start + len(some)] = cells.reshape(len(some), 48)
+    return out
