@@ -149,3 +149,54 @@ def test_leaves_hold_every_photo_once():
     assert max(map(len, leaves)) <= 30
     assert sorted(np.concatenate(leaves).tolist()) == list(range(1000))
     assert len(list(aligned._tree(np.ones((100, 64), np.float32), 0, leaf=30))) == 4  # all alike: still halves
+
+
+@pytest.mark.parametrize("most", [1, 3, 8])
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("share", [0.0, 0.03, 0.6])
+def test_the_closest_of_each_row_are_those_that_sorting_finds(most, same, share):
+    """share: of the pairs that are near. Ties go to the earlier column."""
+    draws = np.random.default_rng(0)
+    close = np.where(draws.random((50, 50)) < share, draws.integers(86, 100, (50, 50)) / 100, 0.5).astype(np.float32)
+    wanted = set()
+    for i, row in enumerate(close):
+        near = [j for j in range(i + 1 if same else 0, 50) if row[j] >= aligned.NEAR_COSINE]
+        wanted |= {(i, j) for j in sorted(near, key=lambda j: (-row[j], j))[:most]}
+    i, j, cosine = aligned._closest(close.copy(), most, same)
+    assert len(i) == len(wanted) and set(zip(i.tolist(), j.tolist(), strict=True)) == wanted
+    np.testing.assert_array_equal(cosine, close[i, j])
+
+
+def test_the_best_of_each_photo_are_those_that_sorting_finds():
+    draws = np.random.default_rng(0)
+    photo, close = draws.integers(0, 30, 500), draws.integers(86, 101, 500).astype(np.float32) / 100
+    order = np.lexsort((-close, photo))
+    wanted = [k for p in range(30) for k in order[photo[order] == p][:4]]
+    assert aligned._best_of_each(photo, close, 4).tolist() == wanted
+
+
+def test_halving_as_a_product_is_the_mean_of_four():
+    draws = np.random.default_rng(0)
+    a = draws.uniform(0, 255, (32, 32)).astype(np.float32)
+    right, left = aligned._halving(32)
+    across = aligned._across(32)
+
+    def halved(x):
+        return x.reshape(16, 2, 16, 2).mean((1, 3))
+
+    dy, dx = np.gradient(a)
+    wide, tall = left[:16] @ (a @ right), left[16:] @ (a @ right[:, :16])
+    for got, wanted in zip(
+        (*np.split(wide, 3, 1), *np.split(tall, 2)), (a, dx, across * dx, dy, across[:, None] * dy), strict=True
+    ):
+        np.testing.assert_allclose(got, halved(wanted), atol=1e-3)
+
+
+def test_colours_are_told_exactly_whatever_the_grey():
+    """A tint that all channels share is none; one of a single channel by 15 leaves 10 in it, -5 in the others."""
+    thumb = np.random.default_rng(0).integers(20, 200, (3, 8, 8, 3)).astype(np.uint8)
+    thumb[1] = thumb[0] + 30
+    thumb[2] = thumb[0] + np.array([15, 0, 0], np.uint8)
+    tint = aligned._tints(thumb, np.arange(3))
+    assert np.array_equal(tint[0], tint[1])
+    assert np.unique((tint[2] - tint[0]) / aligned._TINT_UNIT).tolist() == [-5.0, 10.0]
