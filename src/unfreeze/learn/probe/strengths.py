@@ -31,7 +31,7 @@ _STRETCH = 1024  # of a file: what both products of a pass read should stay in t
 _BATCH_BYTES = 256 << 20
 _RESIDENT_BYTES = 128 << 20  # of a file, at once
 _GATHERED_BYTES = 144 << 20  # of a file's rows: `_FEW` of them, up to 2,000 wide
-# Training rows of an inner split from twice as many on which all strengths are tried on so many of them first.
+# Inner splits of more than twice as many training rows first try all strengths on so many of them.
 _FEW = 16_384
 
 
@@ -169,14 +169,14 @@ def solve(
         taken = taken[np.argsort(rotation.places[train[taken]], kind="stable")]
     train, row = train[taken], weights_of_rows[taken].astype(np.float32)
     at_once = max(1, int(_BATCH_BYTES // (4 * 18 * (r + 1) * classes)))
-    own = data.labels[train]
+    own, pieces = data.labels[train], _pieces(rotation, train)
 
     weights, biases = [], []
     for first in range(0, len(strengths), at_once):
         batch = slice(first, first + at_once)
         some = np.array(strengths[batch])
         solution = fit_softmax(
-            _pieces(rotation, train),
+            pieces,
             own,
             np.broadcast_to(row, (len(some), len(train))),
             1 / (some * drawn),
