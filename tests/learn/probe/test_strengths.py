@@ -131,3 +131,12 @@ def test_a_file_is_read_as_it_lies(store_features, fresh_cache, tmp_path, monkey
     np.testing.assert_array_equal(np.concatenate([piece for _, piece in got]), plain.of(train))
     lies = [np.shares_memory(piece, filed.coordinates) for _, piece in got]
     assert sum(lies) == len(lies) == 12 or lies.count(False) == 1, "only where two folds meet is a piece put together"
+
+
+def test_photos_that_are_all_alike_have_no_coordinates_and_a_head(store_features, fresh_cache, tmp_path):
+    x, data, folds = table()
+    rotation = turned(store_features, tmp_path, np.ones_like(x), folds)
+    cut = replace(rotation, coordinates=rotation.coordinates[:, :0], scale=rotation.scale[:0])
+    found = inner_choice(cut, inner_splits(cut.train, data.units, folds, 0), data, Probe(strengths=GRID))
+    weight, bias = module.solve(cut, data, cut.train, (found.strength,), 1e-3)
+    assert weight.shape == (1, 0, CLASSES) and np.isfinite(bias).all()

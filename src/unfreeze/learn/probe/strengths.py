@@ -197,7 +197,7 @@ def _pieces(rotation: Rotation, train: Rows) -> Pieces:
     What is in memory, or little of a file, is gathered once. Of a file long stretches are taken as they lie there,
     without a copy, so that memory does not grow with the table.
     """
-    row_bytes = 4 * rotation.coordinates.shape[1]
+    row_bytes = 4 * max(1, rotation.coordinates.shape[1])  # photos that are all alike have no coordinates
     gathered, resident = row_bytes * len(train) <= _GATHERED_BYTES, max(1, _RESIDENT_BYTES // row_bytes)
     filed = isinstance(rotation.coordinates, np.memmap) and not gathered
     inside = None if filed else rotation.of(train)
