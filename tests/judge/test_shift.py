@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from unfreeze.judge.shift import _Ranked, told_apart
+from unfreeze.judge.shift import _Ranked, chance_larger, told_apart
 
 
 def draw(n, seed, shift=0.0, width=40):
@@ -80,3 +82,11 @@ def test_too_few():
         told_apart(draw(9, 0), draw(30, 1))
     with pytest.raises(ValueError, match="3 groups"):
         told_apart(draw(30, 0), draw(30, 1), np.arange(30) % 3)
+
+
+@given(
+    one=st.lists(st.integers(0, 5), min_size=1, max_size=20), other=st.lists(st.integers(0, 5), min_size=1, max_size=20)
+)
+def test_the_chance_of_being_larger_counts_ties_half(one, other):
+    pairs = [1.0 if a > b else 0.5 if a == b else 0.0 for a in one for b in other]
+    assert chance_larger(np.array(one), np.array(other)) == pytest.approx(np.mean(pairs))

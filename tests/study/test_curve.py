@@ -10,8 +10,8 @@ import pytest
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Recipe
 from unfreeze.data.folds import make_folds
+from unfreeze.learn.probe.thinned import COLUMNS, ThinnedFeatures, sampled_rows, thinned
 from unfreeze.study.curve import LEAST_GROUPS, learning_curve
-from unfreeze.study.thinned import COLUMNS, ThinnedFeatures, sampled_rows, thinned
 
 RECIPE = Recipe().replace(**{"folds.count": 3, "probe.strengths": [1.0, 30.0]})
 

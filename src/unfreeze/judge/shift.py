@@ -127,6 +127,13 @@ def _logistic(x: Floats, second: NDArray[np.bool_], asked: Floats) -> Floats:
     return np.clip(asked @ w, -30, 30)
 
 
+def chance_larger(one: NDArray[np.floating], other: NDArray[np.floating]) -> float:
+    """The AUC: chance that a value of one (n,) is larger than one of other (m,), ties half."""
+    ranked = np.sort(other)
+    below = (np.searchsorted(ranked, one, "left") + np.searchsorted(ranked, one, "right")) / 2
+    return float(below.mean() / len(other))
+
+
 class _Ranked:
     """Scores in order, fold by fold, so that their AUC under other weights needs no sorting again."""
 

@@ -16,8 +16,8 @@ from unfreeze.core.recipe import Recipe
 from unfreeze.judge.powerlaw import PowerLaw, foretell
 from unfreeze.judge.transfer import separability
 from unfreeze.learn.probe.inputs import AnyFeatures
+from unfreeze.learn.probe.thinned import sampled_rows, thinned
 from unfreeze.study.shares import Sheet, Trial, f1_of, fit_shares
-from unfreeze.study.thinned import sampled_rows, thinned
 
 Rows = NDArray[np.int64]
 F64 = NDArray[np.float64]
@@ -110,7 +110,7 @@ def learning_curve(
     of every row; -1 in folds for rows that take no part. The groups are dealt once into at most 16 parts, class by
     class; a share is some of these parts, and other parts are another draw. Each share is judged by the folds in turn,
     so that the last point is the probe's own out-of-fold score. Large sets: features are thinned and groups sampled, by
-    the seed (`study.thinned`), and only some folds are judged.
+    the seed (`learn.probe.thinned`), and only some folds are judged.
     """
     started = time.perf_counter()
     reporter = reporter or Reporter()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from unfreeze.core.errors import PhotoError
 from unfreeze.core.work import in_threads
 from unfreeze.data.images import Pixels, load_square, read_bytes
-from unfreeze.study.thinned import ThinnedFeatures
+from unfreeze.learn.probe.thinned import ThinnedFeatures
 
 # The centre square that is looked at, and how finely: cells a side, directions of an edge, shades of a colour.
 _SIDE, _CELLS, _DIRECTIONS, _SHADES = 48, 3, 8, 4

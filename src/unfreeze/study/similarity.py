@@ -22,11 +22,11 @@ from unfreeze.data.looks import Looks
 from unfreeze.judge.transfer import beyond_chance, h_scores, logme
 from unfreeze.learn.probe.heads import fit_folds, predict_folds
 from unfreeze.learn.probe.inputs import AnyFeatures, compute_inputs
+from unfreeze.learn.probe.thinned import sampled_rows
 from unfreeze.learn.sight import squares_of
 from unfreeze.model.graphs import Graph
 from unfreeze.study.domain import Distance, pretraining_distance
 from unfreeze.study.plain import plain_features
-from unfreeze.study.thinned import sampled_rows
 
 Rows = NDArray[np.int64]
 F64 = NDArray[np.float64]

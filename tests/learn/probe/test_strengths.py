@@ -14,6 +14,7 @@ from unfreeze.learn.probe import rotation as rotation_module
 from unfreeze.learn.probe import strengths as module
 from unfreeze.learn.probe.rotation import Rotation, moments, rotate
 from unfreeze.learn.probe.strengths import Data, inner_choice, inner_splits
+from unfreeze.learn.probe.thinned import sampled_rows
 
 GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)
 CLASSES, FOLDS = 3, 4
@@ -107,14 +108,14 @@ def test_a_fit_from_a_start_ends_where_one_from_zero_does(store_features, fresh_
     assert np.abs(logits[0] - logits[1]).max() < 5e-3
 
 
-def test_rows_are_thinned_by_whole_groups(few):
+def test_rows_are_thinned_by_whole_groups():
     _, data, _ = table()
     train = np.flatnonzero(data.units % 3 != 1)
-    some = module._thinned(train, data)
+    some = sampled_rows(data.units, train, 100, data.seed)
     assert len(some) == 100 and np.array_equal(some, np.unique(some)) and np.isin(some, train).all()
     assert np.isin(train, some).sum() == np.isin(data.units[train], data.units[some]).sum()
-    assert np.array_equal(some, module._thinned(train, data))
-    assert not np.array_equal(some, module._thinned(train, replace(data, seed=1)))
+    assert np.array_equal(some, sampled_rows(data.units, train, 100, data.seed))
+    assert not np.array_equal(some, sampled_rows(data.units, train, 100, 1))
     assert np.ptp(some) > len(train) / 2, "from everywhere"
 
 

@@ -237,8 +237,7 @@ class Batcher:
                         return
                     # By turns: whoever asks for one task after another may have the next one here before this thread
                     # has come round, and photos would wait for all of them.
-                    photos_turn = self._ready and (task is not None or not self._tasks)
-                    task = None if photos_turn or not self._tasks else self._tasks.popleft()
+                    task = self._tasks.popleft() if self._tasks and not (task and self._ready) else None
                     batch = [] if task else self._closed()
                 if task:
                     _settle(task)

@@ -103,10 +103,8 @@ class Rotation:
         if not isinstance(self.coordinates, np.memmap):
             return self.coordinates[self.places[rows]]
         out = np.empty((len(rows), self.coordinates.shape[1]), np.float32)
-        for start in range(0, len(rows), _PIECE):  # reading a page brings its neighbours with it
-            part = slice(start, start + _PIECE)
+        for part in _emptied(pieces_of(np.arange(len(rows))), self.coordinates):
             out[part] = self.coordinates[self.places[rows[part]]]
-            forget_pages(self.coordinates)
         return out
 
     def unfold(self, features: AnyFeatures, weight: F32, bias: F32) -> tuple[F32, F32]:
@@ -150,7 +148,7 @@ def rotate(
     if stored is None:
         found = _primal if primal else _dual
         stored = found(features, folds, train, landmarks, mean, deviation, place)
-        if stored[0].nbytes <= _KEPT_BYTES:
+        if not _in_file(*stored[0].shape):
             for name, array in zip(_PARTS, stored, strict=True):
                 write_whole(kept / f"{name}.npy", partial(np.save, arr=array))
             prune("rotations", _KEPT_IN_ALL)
@@ -173,12 +171,16 @@ def _load(folder: Path, n: int) -> tuple[F32, F32, F32] | None:
     return (coordinates, scale, back) if fits else None
 
 
+def _in_file(n: int, r: int) -> bool:
+    return n * r * 4 > _KEPT_BYTES
+
+
 def _places(folds: NDArray[np.int64], r: int) -> NDArray[np.int64]:
     """Where each row's r coordinates are: as in the table, but in a file by fold.
 
     A training part of a file is then a few long stretches that are read as they lie.
     """
-    if len(folds) * r * 4 <= _KEPT_BYTES:
+    if not _in_file(len(folds), r):
         return np.arange(len(folds))
     places = np.empty(len(folds), np.int64)
     places[np.argsort(folds, kind="stable")] = np.arange(len(folds))
@@ -186,16 +188,15 @@ def _places(folds: NDArray[np.int64], r: int) -> NDArray[np.int64]:
 
 
 def _emptied(pieces: Iterator[NDArray[np.int64]], coordinates: F32) -> Iterator[NDArray[np.int64]]:
-    """The pieces; what was written of a file meanwhile does not stay resident."""
-    for number, rows in enumerate(pieces, 1):
+    """The pieces; what was touched of a file for one of them does not stay resident (a page brings its neighbours)."""
+    for rows in pieces:
         yield rows
-        if number % 64 == 0:
-            forget_pages(coordinates)
+        forget_pages(coordinates)
 
 
 def _room(n: int, r: int, file: Path) -> F32:
     """An array (n, r) of zeros: in memory where it is small, else in a file, which keeps memory bounded."""
-    if n * r * 4 <= _KEPT_BYTES:
+    if not _in_file(n, r):
         return np.zeros((n, r), np.float32)
     file.parent.mkdir(parents=True, exist_ok=True)
     return np.lib.format.open_memmap(file, "w+", np.float32, (n, r))

@@ -13,6 +13,7 @@ from unfreeze.core.recipe_sections import Probe
 from unfreeze.learn.balance import Settled, row_weights
 from unfreeze.learn.probe.rotation import Rotation
 from unfreeze.learn.probe.softmax import Pieces, fit_softmax, softmax
+from unfreeze.learn.probe.thinned import sampled_rows
 
 F32 = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -29,7 +30,6 @@ _FOCUS = 2.0
 _PIECE = 4096
 _STRETCH = 1024  # of a file: what both products of a pass read should stay in the processor's cache between them
 _BATCH_BYTES = 256 << 20
-_RESIDENT_BYTES = 128 << 20  # of a file, at once
 _GATHERED_BYTES = 144 << 20  # of a file's rows: `_FEW` of them, up to 2,000 wide
 # Inner splits of more than twice as many training rows first try all strengths on so many of them.
 _FEW = 16_384
@@ -96,29 +96,18 @@ def _choice_of_many(rotation: Rotation, split: Split, data: Data, grid: list[flo
     found is where the fit on all training rows begins. No validation row has a part in any of these starts.
     """
     train, valid = split
-    few = _thinned(train, data)
+    few = sampled_rows(data.units, train, _FEW, data.seed)
     begun = solve(rotation, data, few, tuple(grid), _ROUGH)
     best = int(_log_losses(rotation, data, valid, begun).argmin())
     losses = np.full(len(grid), np.inf)
     found: dict[int, Head] = {}
-    near = [s for s in (best - 1, best, best + 1) if 0 <= s < len(grid)]
-    while near:
+    while near := [s for s in (best - 1, best, best + 1) if 0 <= s < len(grid) and s not in found]:
         start = begun[0][near], begun[1][near]
         heads = solve(rotation, data, train, tuple(grid[s] for s in near), _COARSE, start)
         losses[near] = _log_losses(rotation, data, valid, heads)
         found |= {s: (heads[0][[i]], heads[1][[i]]) for i, s in enumerate(near)}
         best = int(losses.argmin())
-        near = [s for s in (best - 1, best + 1) if 0 <= s < len(grid) and s not in found]
     return Choice(grid[best], float(losses[best]), found[best])
-
-
-def _thinned(train: Rows, data: Data) -> Rows:
-    """Training rows of whole groups, drawn by the seed, until there are `_FEW`; in order."""
-    groups, at = np.unique(data.units[train], return_inverse=True)
-    turn = np.random.default_rng(data.seed).permutation(len(groups))[at]
-    order = np.argsort(turn, kind="stable")
-    last = turn[order[_FEW - 1]]
-    return train[turn <= last]
 
 
 def _log_losses(rotation: Rotation, data: Data, valid: Rows, heads: Head) -> NDArray[np.float64]:
@@ -197,9 +186,8 @@ def _pieces(rotation: Rotation, train: Rows) -> Pieces:
     What is in memory, or little of a file, is gathered once. Of a file long stretches are taken as they lie there,
     without a copy, so that memory does not grow with the table.
     """
-    row_bytes = 4 * max(1, rotation.coordinates.shape[1])  # photos that are all alike have no coordinates
-    gathered, resident = row_bytes * len(train) <= _GATHERED_BYTES, max(1, _RESIDENT_BYTES // row_bytes)
-    filed = isinstance(rotation.coordinates, np.memmap) and not gathered
+    row_bytes = 4 * rotation.coordinates.shape[1]
+    filed = isinstance(rotation.coordinates, np.memmap) and row_bytes * len(train) > _GATHERED_BYTES
     inside = None if filed else rotation.of(train)
     length = _PIECE if inside is not None else _STRETCH
     places = rotation.places[train]
@@ -216,7 +204,7 @@ def _pieces(rotation: Rotation, train: Rows) -> Pieces:
         for start in range(0, len(train), length):
             part = slice(start, min(start + length, len(train)))
             yield part, piece(part)
-            if filed and part.stop // resident != part.start // resident:
+            if filed:
                 forget_pages(rotation.coordinates)
 
     return passes

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfreeze.data.duplicates import joined_groups
+from unfreeze.judge.shift import chance_larger
 
 Rows = NDArray[np.int64]
 F32 = NDArray[np.float32]
@@ -137,10 +138,8 @@ def _random_pairs(labels: Rows, units: Rows, draws: np.random.Generator) -> Rows
 
 
 def _auc(near: F32, far: F32) -> tuple[float, float]:
-    """Chance that one of `near` is larger than one of `far`, ties half, and its standard error."""
-    every = np.sort(far)
-    below = (np.searchsorted(every, near, "left") + np.searchsorted(every, near, "right")) / 2
-    auc = float(below.mean() / len(far))
+    """`chance_larger` of near over far, and its standard error."""
+    auc = chance_larger(near, far)
     q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
     n, m = len(near), len(far)
     variance = (auc * (1 - auc) + (n - 1) * (q1 - auc**2) + (m - 1) * (q2 - auc**2)) / (n * m)

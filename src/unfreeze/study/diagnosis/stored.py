@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfreeze.data.looks import Looks
+from unfreeze.judge.shift import chance_larger
 from unfreeze.study.diagnosis.case import Case, TestSet
 from unfreeze.study.diagnosis.cause import Cause, Severity, not_measured
 
-F64 = NDArray[np.float64]
 STORED = "shift: the test files are stored otherwise"
 # Share of photos that must be stored otherwise.
 _SHARE = 0.2
@@ -35,7 +35,7 @@ def stored(case: Case, test: TestSet) -> Cause:
             differences[name] = distance, f"{name} {value}: {a:.0%} of the training and {b:.0%} of the test photos"
     sizes = [np.sqrt(look.width.astype(float) * look.height) for look in (case.looks, test.looks)]
     one, other = float(np.median(sizes[0][rows])), float(np.median(sizes[1]))
-    if max(one, other) > 1.5 * min(one, other) and _auc(sizes[0][rows], sizes[1]) > 0.8:
+    if max(one, other) > 1.5 * min(one, other) and abs(chance_larger(sizes[0][rows], sizes[1]) - 0.5) > 0.3:
         differences["size"] = 1.0, f"size: {one:.0f} px in training and {other:.0f} px in the test photos (median side)"
     details = {name: text for name, (_, text) in differences.items()}
     if not differences:
@@ -64,12 +64,3 @@ _PROPERTIES: dict[str, Callable[[Looks], NDArray[Any]]] = {
         looks.width > 1.05 * looks.height, "wide", np.where(looks.height > 1.05 * looks.width, "tall", "square")
     ),
 }
-
-
-def _auc(one: F64, other: F64) -> float:
-    """How surely the two differ: 1 where every value of one lies above all of the other, either way round."""
-    ranked = np.sort(one)
-    share = float(
-        (np.searchsorted(ranked, other, "left") + np.searchsorted(ranked, other, "right")).mean() / 2 / len(one)
-    )
-    return max(share, 1 - share)
