@@ -3,19 +3,34 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test soak lint docs bench sbom audit clean
+# Files of tests/core, tests/metrics and tests/data that `make quick` leaves out: they import torch or take long.
+NOT_QUICK := $(addprefix tests/, \
+	core/test_interface.py core/test_processes.py core/test_untrusted_runs.py \
+	$(addprefix metrics/test_, calibration.py label_noise.py many.py nested.py priors.py shift.py transfer.py) \
+	$(addprefix data/test_, aligned.py checks.py decoder.py duplicates.py face_boxes.py look_alikes.py people.py \
+		shortcuts.py tabular_reader.py unicode_names.py webdataset.py))
+QUICK := $(filter-out $(NOT_QUICK), $(wildcard tests/core/test_*.py tests/metrics/test_*.py tests/data/test_*.py))
+# Options of pytest for several processes.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
+
+.PHONY: demo test quick soak lint docs bench sbom audit clean
 
 demo: $(VENV)/.installed-run
 	$(BIN)/unfreeze demo demo
 
+# make test T=tests/metrics: tests of a folder or file; without T, all that are not for `make soak`.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest $(T) $(PARALLEL)
+
+# Fast tests without torch; a test that imports it fails here.
+quick: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest --no-torch $(QUICK) $(PARALLEL)
 
 # 200 kills, faults, 2,000 random cases for each reader, determinism: CONTRIBUTING.md says how long it takes.
 soak: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m soak --ignore tests/soak --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m soak --ignore tests/soak $(PARALLEL)
 	UNFREEZE_SOAK=$${UNFREEZE_SOAK:-200} UNFREEZE_FUZZ=$${UNFREEZE_FUZZ:-2000} \
-		$(BIN)/python -m pytest -m "soak or not soak" tests/soak tests/learn/test_cluster.py
+		$(BIN)/python -m pytest -m "soak or not soak" tests/soak tests/training/test_cluster.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

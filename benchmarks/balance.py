@@ -11,7 +11,7 @@ from statistics import mean
 from typing import Any
 
 import unfreeze as uf
-from unfreeze.study.balancing import BalanceComparison
+from unfreeze.analysis.compare_balance import BalanceComparison
 
 # Set -> what to read, recipe.source, folds, and the rows that are added: photos of the smallest classes, turned.
 SETS: dict[str, tuple[str, dict[str, Any], int, str]] = {
@@ -48,12 +48,18 @@ HEADLINE = (
 def rows(data: Path | None, scratch: Path, repeats: int) -> Iterator[dict[str, Any]]:
     """Real sets where they are, then the demo."""
     places = {name: (data / path, *more) for name, (path, *more) in SETS.items()} if data else {}
-    uf.make_people(scratch / "people", PEOPLE, 10, 0)
+    uf.make_demo(scratch / "people", PEOPLE, 10, 0)
     places["demo"] = (scratch / "people", {}, 5, DEMO_ADD)
     for name, (source, words, folds, add) in places.items():
         every: list[dict[str, Any]] = []
         for seed in range(SEEDS):
-            changes = {**words, "source.path": str(source), "seed": seed, "folds.count": folds, "balance.add": add}
+            changes = {
+                **words,
+                "source.path": str(source),
+                "seed": seed,
+                "folds.n_splits": folds,
+                "balance.extra_views": add,
+            }
             recipe = uf.Recipe().replace(strategy="probe", **changes)
             found = uf.compare_balance(uf.read(source, recipe.source), recipe)
             some = list(_rows(name, seed, found))

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import child
+import image_sets
 import numpy as np
 from PIL import Image, ImageEnhance
-
-import photosets
 
 PLANTED, AMONG, HASHES, PHOTOS = 200, 5_000, 100_000, 20_000
 HEADLINE = ("what", "photos", "planted", "found", "recall", "precision", "seconds", "photos_s", "page_mb", "load")
@@ -61,14 +60,15 @@ def rows(data: Path | None, scratch: Path, repeats: int) -> Iterator[dict[str, A
 
 def _planted(data: Path, scratch: Path) -> Iterator[dict[str, Any]]:
     """Copies of 200 real photos among 5,000. A pair with what the originals already tie to the source is no mistake."""
-    from unfreeze.data.aligned import aligned_duplicates
-    from unfreeze.data.duplicates import joined_groups, near_duplicates
-    from unfreeze.data.images import MAX_PIXELS
-    from unfreeze.data.looks import _row
+    from unfreeze.data.crop_duplicates import find_cropped_duplicates
+    from unfreeze.data.decode import MAX_PIXELS
+    from unfreeze.data.duplicates import connected_groups, near_duplicates
+    from unfreeze.data.look_alikes import screened
+    from unfreeze.data.scan import _row
 
-    files = [file for name in _SETS for file in photosets.real_photos(data / name)]
+    files = [file for name in _SETS for file in image_sets.real_photos(data / name)]
     real = len(files)
-    files += photosets.drawn_set(scratch / "drawn", max(0, AMONG - real), 384, 512, classes=6)
+    files += image_sets.drawn_set(scratch / "drawn", max(0, AMONG - real), 384, 512, classes=6)
     draws = np.random.default_rng(0)
     picked = draws.choice(real, PLANTED, replace=False)
     with ThreadPoolExecutor() as pool:
@@ -83,11 +83,12 @@ def _planted(data: Path, scratch: Path) -> Iterator[dict[str, Any]]:
         started = time.perf_counter()
         hashed = near_duplicates(everything["dhash"], everything["thumb"], usable)
         pairs = np.unique(
-            np.concatenate([hashed, aligned_duplicates(everything["grey"], everything["thumb"], usable)]), axis=0
+            np.concatenate([hashed, find_cropped_duplicates(everything["grey"], everything["thumb"], usable)]), axis=0
         )
+        pairs, _ = screened(pairs, everything["dhash"], everything["thumb"], everything["grey"], usable)
         seconds = time.perf_counter() - started
         own = pairs[pairs[:, 1] < len(files)]
-        tied = joined_groups(np.arange(len(files)), own)
+        tied = connected_groups(np.arange(len(files)), own)
         planted = pairs[(pairs[:, 1] >= len(files)) & (pairs[:, 0] < len(files))]
         source = picked[planted[:, 1] - len(files)]
         hit, relative = planted[:, 0] == source, tied[planted[:, 0]] == tied[source]
@@ -113,8 +114,9 @@ def _recall(pairs: np.ndarray, originals: int, picked: np.ndarray) -> float:
 
 def _hashes() -> dict[str, Any]:
     """100,000 smooth random photos, one in 100 a changed copy: everything but decoding."""
-    from unfreeze.data.aligned import aligned_duplicates
+    from unfreeze.data.crop_duplicates import find_cropped_duplicates
     from unfreeze.data.duplicates import near_duplicates
+    from unfreeze.data.look_alikes import screened
 
     draws = np.random.default_rng(0)
     small = draws.normal(128, 45, (HASHES, 8, 8)).astype(np.float32)
@@ -128,7 +130,8 @@ def _hashes() -> dict[str, Any]:
     started, busy = time.perf_counter(), time.process_time()
     hashed = near_duplicates(dhash, thumb, usable)
     seconds = time.perf_counter() - started
-    pairs = np.unique(np.concatenate([hashed, aligned_duplicates(grey, thumb, usable)]), axis=0)
+    pairs = np.unique(np.concatenate([hashed, find_cropped_duplicates(grey, thumb, usable)]), axis=0)
+    pairs, _ = screened(pairs, dhash, thumb, grey, usable)
     whole = time.perf_counter() - started
     right = (pairs[:, 1] - pairs[:, 0]) == HASHES - copies
     return {
@@ -148,13 +151,13 @@ def _hashes() -> dict[str, Any]:
 def _whole(data: Path | None, scratch: Path) -> dict[str, Any]:
     """`unfreeze check --report` of 20,000 distinct JPEGs of 384x512: real photos, each encoded anew several times."""
     folder = scratch / "many"
-    sources = [file for name in _SETS for file in photosets.real_photos(data / name)] if data else []
+    sources = [file for name in _SETS for file in image_sets.real_photos(data / name)] if data else []
     if sources:
         _fill(folder, sources)
     else:
-        photosets.drawn_set(folder, PHOTOS, 384, 512, classes=6)
+        image_sets.drawn_set(folder, PHOTOS, 384, 512, classes=6)
     page = scratch / "eda.html"
-    command = [sys.executable, "-m", "unfreeze.app.cli", "check", str(folder), "--report", str(page), "--json"]
+    command = [sys.executable, "-m", "unfreeze.cli.main", "check", str(folder), "--report", str(page), "--json"]
     taken = child.run(command)
     seconds = taken.seconds
     return {

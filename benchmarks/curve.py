@@ -14,7 +14,8 @@ import pandas as pd
 import sets
 import whole_job
 
-from unfreeze.judge.metrics import confusion_matrix, macro_f1
+from unfreeze.metrics.classification import confusion_matrix, macro_f1
+from unfreeze.metrics.log_loss import log_loss
 
 SETS = ("clothing", "masks")
 # One frozen epoch and so many unfrozen ones, unless the CPU seconds are up before.
@@ -22,7 +23,7 @@ EPOCHS, CPU_S, FOLD = 3, 700, 0
 OURS: dict[str, tuple[str, ...]] = {
     "fast": ("--quality", "fast"),
     "good": ("--quality", "good"),
-    "late": ("--strategy", "late"),
+    "partial": ("--strategy", "partial"),
     "best": ("--quality", "best"),
 }
 HEADLINE = ("set", "what", "epoch", "cpu_s", "seconds", "macro_f1", "log_loss", "folds_trained")
@@ -54,7 +55,7 @@ def ours(data: Path, place: Path, name: str, what: str) -> dict[str, Any]:
         "cpu_s": taken.cpu_seconds,
         "seconds": taken.seconds,
         "macro_f1": round(float(macro_f1(confusion_matrix(truth, probabilities.argmax(1), len(columns)))), 4),
-        "log_loss": round(float(-np.log(probabilities[np.arange(len(truth)), truth].clip(1e-15)).mean()), 4),
+        "log_loss": round(log_loss(truth, probabilities), 4),
         "folds_trained": 5,
         "photos": len(found),
         "load": taken.load,

@@ -63,7 +63,7 @@ def _planted(name: str, source: Path, place: Path) -> Iterator[dict[str, Any]]:
     said = _called(oof, wrong)
     macro = [f1_score(oof[key], said, average="macro") for key in ("label_true", "label")]
     yield _row(name, "10 % of the labels flipped", wrong, None, source, WRONG, macro[0] - macro[1])
-    close = _fit(train, source, place / "close", **{"probe.strengths": [1e5]})
+    close = _fit(train, source, place / "close", **{"probe.Cs": [1e5]})
     gained = plain.scores()["macro_f1"]["value"] - close.scores()["macro_f1"]["value"]
     yield _row(name, "hardly any penalty", close, None, source, CLOSE, gained)
     some = train.sample(len(train) // 4, random_state=1)
@@ -71,7 +71,7 @@ def _planted(name: str, source: Path, place: Path) -> Iterator[dict[str, Any]]:
     both = pd.concat(
         [train.assign(path=[str(source / p) for p in train["path"]]), again.assign(path=_below(again, place))]
     )
-    torn = _fit(both, Path("/"), place / "torn", **{"folds.join_duplicates": False})
+    torn = _fit(both, Path("/"), place / "torn", **{"folds.group_duplicates": False})
     yield _row(name, "copies across folds", torn, None, Path("/"), COPIES)
 
 
@@ -89,7 +89,7 @@ def _clothing(source: Path, place: Path) -> Iterator[dict[str, Any]]:
     table = table[table["split"] != "test"][["path", "label", "group"]]
     right = _fit(table, source, place / "right")
     yield _row("clothing", "", right, None, source, None)
-    wrong = _fit(table, source, place / "wrong", **{"folds.by_group": False})
+    wrong = _fit(table, source, place / "wrong", **{"folds.use_groups": False})
     flattered = wrong.scores()["macro_f1"]["value"] - right.scores()["macro_f1"]["value"]
     yield _row("clothing", "a split through senders", wrong, None, source, GROUPS, flattered)
 
@@ -108,12 +108,12 @@ def _split(source: Path, place: Path, draws: np.random.Generator) -> tuple[pd.Da
 
 def _fit(table: pd.DataFrame, root: Path, folder: Path, **changes: Any) -> Any:
     import unfreeze as uf
-    from unfreeze.core.qualities import QUALITIES
+    from unfreeze.core.recipe import PRESETS
 
     file = folder.with_suffix(".csv")
     table.to_csv(file, index=False)
     keys = {"source.path": str(file), "source.root": str(root)}
-    recipe = uf.Recipe().replace(strategy="probe", **QUALITIES["fast"], **keys, **changes)
+    recipe = uf.Recipe().replace(strategy="probe", **PRESETS["fast"], **keys, **changes)
     return uf.fit(uf.read(file, recipe.source), recipe, folder)
 
 

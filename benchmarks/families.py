@@ -33,7 +33,7 @@ FAMILIES = {
     "timm/mixer_s32_224": 224,
 }
 STAGES, GRID, COUNT = 3, 2, 8
-HEADLINE = ("name", "size", "stages", "width", "cosine_f32", "cosine_bf16", "images_s", "load")
+HEADLINE = ("name", "size", "stages", "width", "cosine_f32", "cosine_bf16", "engine", "load")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Settled:
     def network(self, full: str, classes: int, size: int, auxiliary: bool) -> Any:
         import torch
 
-        from unfreeze.model.weights import UntrainedWeights
+        from unfreeze.models.weights import UntrainedWeights
 
         network = UntrainedWeights(self.seed).network(full, classes, size, auxiliary).eval()
         for module in network.modules():
@@ -69,10 +69,10 @@ class Settled:
 
 def rows(data: Path | None, scratch: Path, repeats: int) -> Iterator[dict[str, Any]]:
     """A row a family. The lowest cosine of a photo's features, and the chosen engine's images a second."""
-    from unfreeze.model.backbones import BACKBONES, find_backbone
-    from unfreeze.model.engines import _folder, _read_record, open_engine
-    from unfreeze.model.graphs import Graph
-    from unfreeze.model.taps import Taps
+    from unfreeze.models.engines import _folder, _read_record, open_engine
+    from unfreeze.models.feature_extractor import FeatureExtractor
+    from unfreeze.models.pooling import FeatureSpec
+    from unfreeze.models.registry import BACKBONES, find_backbone
 
     os.environ["UNFREEZE_CACHE"] = str(scratch)
     for name, size in FAMILIES.items():
@@ -81,7 +81,7 @@ def rows(data: Path | None, scratch: Path, repeats: int) -> Iterator[dict[str, A
         backbone = find_backbone(name, "" if name in BACKBONES else "none", 0)
         if name not in BACKBONES:
             backbone = replace(backbone, weights=Settled(0, size))
-        graph = Graph(backbone, backbone.preprocessing.resolved(size, 0), Taps(STAGES, GRID))
+        graph = FeatureExtractor(backbone, backbone.preprocessing.resolved(size, 0), FeatureSpec(STAGES, GRID))
         row: dict[str, Any] = {
             "family": name.rpartition("/")[2].removeprefix("tf_").removeprefix("test_").partition("_")[0],
             "name": name,
@@ -90,10 +90,10 @@ def rows(data: Path | None, scratch: Path, repeats: int) -> Iterator[dict[str, A
             "width": graph.width(),
         }
         try:
-            open_engine(graph, pictures(size))
+            open_engine(graph)
             found = _read_record(_folder(graph)) or {}
             row |= {f"cosine_{k.rpartition('-')[2]}": round(v, 6) for k, v in found["parity"].items()}
-            row |= {"engine": found["choice"], "images_s": round(found["speed"][found["choice"]], 1)}
+            row |= {"engine": found["choice"]}
         except Exception as error:  # a family that no engine takes is a result too
             row |= {"engine": f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"}
         yield row | {"seconds": round(time.perf_counter() - started, 1), "load": round(os.getloadavg()[0], 2)}

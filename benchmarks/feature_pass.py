@@ -10,12 +10,11 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+import image_sets
 import numpy as np
 
-import photosets
-
 if TYPE_CHECKING:
-    from unfreeze.model.graphs import Graph
+    from unfreeze.models.feature_extractor import FeatureExtractor
 
 COUNT, PEER_COUNT = 1_360, 160
 BACKBONE = "tf_efficientnet_lite0"
@@ -26,7 +25,7 @@ HEADLINE = ("pass", "images_s", "peer_images_s", "ratio", "cpu_ratio", "lowest_c
 
 def rows(data: Path | None, scratch: Path, repeats: int) -> Iterator[dict[str, Any]]:
     """A row a pass: images a second of both, medians over interleaved repeats, and how far the features agree."""
-    files = photosets.flat_set(data, scratch / "photos", COUNT)
+    files = image_sets.flat_set(data, scratch / "photos", COUNT)
     graphs = {name: _graph(*how) for name, how in PASSES.items()}
     for graph in graphs.values():  # converted once on a machine; not part of a pass
         _ours(graph, files[:64], scratch / "engines")
@@ -68,29 +67,29 @@ def rows(data: Path | None, scratch: Path, repeats: int) -> Iterator[dict[str, A
         }
 
 
-def _graph(stages: str, grid: int) -> Graph:
-    from unfreeze.model.backbones import find_backbone
-    from unfreeze.model.graphs import Graph
-    from unfreeze.model.taps import Taps
+def _graph(stages: str, grid: int) -> FeatureExtractor:
+    from unfreeze.models.feature_extractor import FeatureExtractor
+    from unfreeze.models.pooling import FeatureSpec
+    from unfreeze.models.registry import find_backbone
 
     backbone = find_backbone(BACKBONE)
-    return Graph(backbone, backbone.preprocessing, Taps.parse(stages, grid))
+    return FeatureExtractor(backbone, backbone.preprocessing, FeatureSpec.parse(stages, grid))
 
 
-def _ours(graph: Graph, files: list[Path], cache: Path) -> tuple[float, np.ndarray]:
+def _ours(graph: FeatureExtractor, files: list[Path], cache: Path) -> tuple[float, np.ndarray]:
     """Seconds and features of `compute_features` on a cache that knows the engine and no photo."""
-    from unfreeze.core.cache import content_key
-    from unfreeze.learn.probe.features import compute_features
+    from unfreeze.core.cache import content_hash
+    from unfreeze.features.extract import compute_features
 
     os.environ["UNFREEZE_CACHE"] = str(cache)
-    keys = np.array([content_key(file.read_bytes()) for file in files], np.uint64)
+    keys = np.array([content_hash(file.read_bytes()) for file in files], np.uint64)
     started = time.perf_counter()
     features = compute_features(files, keys, np.ones(len(files), bool), graph, ("plain",))
     seconds = time.perf_counter() - started
     return seconds, features.read(np.arange(len(files)))
 
 
-def _peer(graph: Graph, files: list[Path]) -> tuple[float, np.ndarray]:
+def _peer(graph: FeatureExtractor, files: list[Path]) -> tuple[float, np.ndarray]:
     """Seconds and features of the usual script: timm's transform, two loader processes, batches of 32."""
     import timm.data
     import torch

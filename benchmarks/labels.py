@@ -12,7 +12,7 @@ from statistics import mean
 from typing import Any
 
 import unfreeze as uf
-from unfreeze.study.label_models import LabelComparison
+from unfreeze.analysis.compare_label_models import LabelComparison
 
 PEOPLE, SEEDS = (60, 200), 3
 HEADLINE = (
@@ -35,7 +35,7 @@ def rows(data: Path | None, scratch: Path, repeats: int) -> Iterator[dict[str, A
         every: list[dict[str, Any]] = []
         for seed in range(SEEDS):
             source = scratch / f"people-{people}-{seed}"
-            uf.make_people(source, people, 1, seed)
+            uf.make_demo(source, people, 1, seed)
             recipe = uf.Recipe().replace(strategy="probe", seed=seed, **{"source.path": str(source)})
             some = list(_rows(people, seed, uf.compare_labels(uf.read(source), recipe)))
             every += some

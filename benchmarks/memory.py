@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import child
-
-import photosets
+import image_sets
 
 # quality -> numbers of photos
 COUNTS = {"fast": (1_000, 20_000), "good": (1_000, 5_000, 10_000)}
@@ -18,7 +17,7 @@ HEADLINE = ("quality", "photos", "peak_mb", "anon_mb", "grown_anon_mb", "grown_b
 
 def rows(data: Path | None, scratch: Path, repeats: int) -> Iterator[dict[str, Any]]:
     """A row a quality and number of tiny drawn photos; `grown` against the fewest, without and with file pages."""
-    files = photosets.drawn_set(scratch / "all", max(max(c) for c in COUNTS.values()), SIDE, SIDE, CLASSES)
+    files = image_sets.drawn_set(scratch / "all", max(max(c) for c in COUNTS.values()), SIDE, SIDE, CLASSES)
     for quality, counts in COUNTS.items():
         fewest: dict[str, Any] = {}
         for count in counts:

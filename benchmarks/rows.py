@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import child
+import image_sets
 import numpy as np
-
-import photosets
 
 COUNTS, FOLDS, PIECE = (10_000, 30_000, 100_000), 2, 2_000
 NOISE = 0.3  # of a column's deviation: enough that rows span all coordinates, as those of other photos do
@@ -48,19 +47,19 @@ def rows(data: Path | None, scratch: Path, repeats: int) -> Iterator[dict[str, A
 
 
 def _make(place: Path, folder: Path, count: int) -> None:
-    from unfreeze.core.cache import RowStore, content_key
+    from unfreeze.core.cache import ArrayStore, content_hash
     from unfreeze.core.progress import Reporter
     from unfreeze.core.recipe import Recipe
-    from unfreeze.learn.probe.inputs import compute_inputs
+    from unfreeze.features.inputs import extract_inputs
 
-    files = photosets.real_photos(folder)
-    keys = np.array([content_key(file.read_bytes()) for file in files], np.uint64)
-    features, _ = compute_inputs(files, keys, np.ones(len(files), bool), Recipe(strategy="probe"), Reporter())
+    files = image_sets.real_photos(folder)
+    keys = np.array([content_hash(file.read_bytes()) for file in files], np.uint64)
+    features, _ = extract_inputs(files, keys, np.ones(len(files), bool), Recipe(strategy="probe"), Reporter())
     names = sorted({file.parent.name for file in files})
     classes = np.array([names.index(file.parent.name) for file in files])
     real = features.read(np.arange(len(files)))
     deviation, members = NOISE * real.std(0), [np.flatnonzero(classes == c) for c in range(len(names))]
-    store = RowStore(place / "rows", np.float16, (features.width,))
+    store = ArrayStore(place / "rows", np.float16, (features.width,))
     draws, labels = np.random.default_rng(0), np.empty(count, np.int64)
     for start in range(0, count, PIECE):
         some = np.arange(start, min(start + PIECE, count))
@@ -75,17 +74,16 @@ def _make(place: Path, folder: Path, count: int) -> None:
 
 
 def _fit(place: Path, count: int) -> dict[str, Any]:
-    from unfreeze.core.cache import RowStore
+    from unfreeze.core.cache import ArrayStore
     from unfreeze.core.recipe import Recipe
-    from unfreeze.learn.probe.feature_table import Features
-    from unfreeze.learn.probe.heads import fit_folds, predict_folds
-    from unfreeze.learn.probe.inputs import JoinedFeatures
+    from unfreeze.features.matrix import FeatureMatrix, JoinedFeatureMatrix
+    from unfreeze.training.linear_probe.heads import fit_folds, predict_folds
 
     blocks = tuple((name, int(width)) for name, width in json.loads((place / "blocks.json").read_text("utf-8")))
     width = sum(size for _, size in blocks)
-    store, each = RowStore(place / "rows", np.float16, (width,)), np.arange(count, dtype=np.int64)
+    store, each = ArrayStore(place / "rows", np.float16, (width,)), np.arange(count, dtype=np.int64)
     places = store.find(np.stack([each, each], 1).astype(np.uint64))
-    features = JoinedFeatures((Features((store,), (places,), blocks, {}, "cache"),)).held()
+    features = JoinedFeatureMatrix((FeatureMatrix((store,), (places,), blocks, {}, "cache"),)).held()
     labels, folds = np.load(place / "labels.npy")[:count], each % FOLDS
     recipe = Recipe(strategy="probe")
     started, classes, scratch = time.perf_counter(), int(labels.max()) + 1, place / "scratch"

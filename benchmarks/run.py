@@ -12,15 +12,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import advice
 import balance
 import checking
+import comparison_statistics
 import curve
+import curve_statistics
 import diagnose
 import feature_pass
+import hostile_clients
+import label_statistics
 import labels
-import late
+import look_alikes
 import memory
+import partial
+import precision
+import recommendation
 import record
 import rows as many_rows
 import scale
@@ -28,32 +34,39 @@ import serving
 import sets
 import similarity
 import suspects
-import training
 import tuned
 import tuning
 import whole_job
+
+import training
 
 Rows = Iterator[dict[str, Any]]
 # name -> what measures: (real photos or None, empty scratch folder, repeats) -> rows; and the columns to show
 BENCHMARKS: dict[str, tuple[Callable[[Path | None, Path, int], Rows], tuple[str, ...]]] = {
     "feature_pass": (feature_pass.rows, feature_pass.HEADLINE),
     "checking": (checking.rows, checking.HEADLINE),
-    "advice": (advice.rows, advice.HEADLINE),
+    "look_alikes": (look_alikes.rows, look_alikes.HEADLINE),
+    "recommendation": (recommendation.rows, recommendation.HEADLINE),
     "sets": (sets.rows, sets.HEADLINE),
     "memory": (memory.rows, memory.HEADLINE),
     "suspects": (suspects.rows, suspects.HEADLINE),
+    "label_statistics": (label_statistics.rows, label_statistics.HEADLINE),
+    "precision": (precision.rows, precision.HEADLINE),
     "training": (training.rows, training.HEADLINE),
-    "late": (late.rows, late.HEADLINE),
+    "partial": (partial.rows, partial.HEADLINE),
     "tuned": (tuned.rows, tuned.HEADLINE),
     "tuning": (tuning.rows, tuning.HEADLINE),
     "balance": (balance.rows, balance.HEADLINE),
     "labels": (labels.rows, labels.HEADLINE),
+    "comparison_statistics": (comparison_statistics.rows, comparison_statistics.HEADLINE),
     "curve": (curve.rows, curve.HEADLINE),
+    "curve_statistics": (curve_statistics.rows, curve_statistics.HEADLINE),
     "diagnose": (diagnose.rows, diagnose.HEADLINE),
     "rows": (many_rows.rows, many_rows.HEADLINE),
     "scale": (scale.rows, scale.HEADLINE),
     "similarity": (similarity.rows, similarity.HEADLINE),
     "serving": (serving.rows, serving.HEADLINE),
+    "hostile": (hostile_clients.rows, hostile_clients.HEADLINE),
     "whole_job": (whole_job.rows, whole_job.HEADLINE),
     "whole_job_2000": (whole_job.rows_2000, whole_job.HEADLINE),
     "whole_job_epoch": (whole_job.rows_epoch, whole_job.HEADLINE),

@@ -115,18 +115,18 @@ def _read(source: str) -> Callable[[Path, int], str]:
 
 
 def _look(place: Path, count: int) -> str:
-    from unfreeze.data.looks import look
     from unfreeze.data.readers import read
+    from unfreeze.data.scan import scan_images
 
     photos = read(place / "photos")
     _begin()
-    looks = look(photos)
+    looks = scan_images(photos)
     return f"{int(looks.readable.sum()):,} readable"
 
 
 def _duplicates(place: Path, count: int) -> str:
     """Generated looks: each its own, and one in a hundred a planted copy (the same bytes, or re-encoded)."""
-    from unfreeze.data.duplicates import exact_duplicates, joined_groups, near_duplicates
+    from unfreeze.data.duplicates import connected_groups, exact_duplicates, near_duplicates
 
     draws = np.random.default_rng(0)
     keys = draws.integers(1, 1 << 63, (count, 2), np.uint64)
@@ -141,13 +141,13 @@ def _duplicates(place: Path, count: int) -> str:
     usable = np.ones(count, bool)
     _begin()
     exact, near = exact_duplicates(keys, usable), near_duplicates(dhash, thumb, usable)
-    groups = joined_groups(np.arange(count), exact, near)
+    groups = connected_groups(np.arange(count), exact, near)
     return f"{count - len(np.unique(groups)):,} of {len(copies):,} copies"
 
 
 def _cropped(place: Path, count: int) -> str:
     """Generated 32 x 32 greys: one in a hundred a planted copy, cropped by 3 % and brightened."""
-    from unfreeze.data.aligned import aligned_duplicates
+    from unfreeze.data.crop_duplicates import find_cropped_duplicates
 
     draws = np.random.default_rng(1)
     grey = np.empty((count, 32, 32), np.uint8)
@@ -164,7 +164,7 @@ def _cropped(place: Path, count: int) -> str:
         grey[copy] = (np.asarray(image) * 0.95 + 6).clip(0, 255)
     thumb = np.repeat(grey[:, 2::4, 2::4, None], 3, axis=3)
     _begin()
-    pairs = aligned_duplicates(grey, thumb, np.ones(count, bool))
+    pairs = find_cropped_duplicates(grey, thumb, np.ones(count, bool))
     found = set(map(tuple, pairs.tolist())) & {
         (min(p), max(p)) for p in zip(copies.tolist(), originals.tolist(), strict=True)
     }
@@ -178,28 +178,28 @@ def _planted(count: int, draws: np.random.Generator) -> tuple[NDArray[np.int64],
 
 
 def _folds(place: Path, count: int) -> str:
-    from unfreeze.data.folds import make_folds
+    from unfreeze.data.splits import stratified_group_kfold
 
     labels, groups, _ = _judged(count)
     _begin()
-    folds, _ = make_folds(labels, groups, 5, 0, tuple(map(str, range(CLASSES))))
+    folds, _ = stratified_group_kfold(labels, groups, 5, 0, tuple(map(str, range(CLASSES))))
     sizes = np.bincount(folds)
     assert len(np.unique(np.stack([groups, folds], 1), axis=0)) == len(np.unique(groups))
     return f"largest fold {sizes.max() / sizes.min() - 1:.2%} over the smallest"
 
 
 def _scores(place: Path, count: int) -> str:
-    from unfreeze.judge.metrics import out_of_fold_scores
+    from unfreeze.metrics.classification import score_predictions
 
     labels, groups, proba = _judged(count)
     _begin()
-    told = out_of_fold_scores(labels, proba, groups, tuple(map(str, range(CLASSES))))["macro_f1"]
+    told = score_predictions(labels, proba, groups, tuple(map(str, range(CLASSES))))["macro_f1"]
     return f"macro F1 {told['value']:.4f} ({told['low']:.4f} to {told['high']:.4f})"
 
 
 def _suspects(place: Path, count: int) -> str:
     """Wrong labels planted in three of a hundred: how many of them are among as many first suspects."""
-    from unfreeze.judge.labels import Attribute, doubt, suspects
+    from unfreeze.metrics.label_issues import LabelAxis, rank_label_issues, score_labels
 
     truth, groups, proba = _judged(count)
     draws = np.random.default_rng(2)
@@ -208,11 +208,11 @@ def _suspects(place: Path, count: int) -> str:
     given[wrong] = (given[wrong] + draws.integers(1, CLASSES, len(wrong))) % CLASSES
     names, paths = tuple(map(str, range(CLASSES))), [f"{i:07d}.jpg" for i in range(count)]
     _begin()
-    found = suspects(
+    found = rank_label_issues(
         paths,
         given,
         names,
-        [doubt(Attribute("label", names, given, proba), groups)],
+        [score_labels(LabelAxis("label", names, given, proba), groups)],
         np.arange(CLASSES)[:, None],
         groups,
     )
@@ -234,17 +234,17 @@ def _judged(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[n
 
 def _cache(place: Path, count: int) -> str:
     """A feature store of one last layer (1,280 float16): written in segments, then streamed and found again."""
-    from unfreeze.core.cache import RowStore
+    from unfreeze.core.cache import ArrayStore
 
     draws = np.random.default_rng(4)
     keys = draws.integers(1, 1 << 63, (count, 2), np.uint64)
-    store = RowStore(place / "cache" / "features" / "bench", np.float16, (1280,))
+    store = ArrayStore(place / "cache" / "features" / "bench", np.float16, (1280,))
     piece = draws.normal(0, 1, (1024, 1280)).astype(np.float16)
     for start in range(0, count, 1024):
         size = min(1024, count - start)
         piece[:, 0] = np.arange(start, start + 1024) % 1000
         store.append(keys[start : start + size], piece[:size])
-    again = RowStore(store.folder, np.float16, (1280,))
+    again = ArrayStore(store.folder, np.float16, (1280,))
     places = again.find(keys)
     total = 0.0
     for start in range(0, count, 1024):
@@ -257,11 +257,11 @@ def _cache(place: Path, count: int) -> str:
 def _fit(place: Path, count: int) -> str:
     """The whole job from a table: looks, groups, folds, features, heads, scores, report's tables."""
     import unfreeze as uf
-    from unfreeze.core.qualities import QUALITIES
+    from unfreeze.core.recipe import PRESETS
 
     photos = uf.read(place / "table.parquet")
     _begin()
-    recipe = uf.Recipe(strategy="probe").replace(**QUALITIES["fast"])
+    recipe = uf.Recipe(strategy="probe").replace(**PRESETS["fast"])
     run = uf.fit(photos, recipe, place / "run", force=True)
     told = run.scores()["macro_f1"]
     return f"macro F1 {told['value']:.3f} ({told['low']:.3f} to {told['high']:.3f})"

@@ -29,7 +29,7 @@ from typing import Any
 import child
 
 from unfreeze.core.errors import PhotoError
-from unfreeze.data.images import decode, read_bytes
+from unfreeze.data.decode import decode, read_bytes
 
 CLIENTS, SECONDS, SLOW, BROKEN, CROWD = 32, 60.0, 8, 8, 1000
 HEADLINE = (

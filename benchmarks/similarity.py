@@ -1,4 +1,6 @@
-"""Both axes of `unfreeze advise` on sets of known kind: how like the pretraining they are found, and how complete."""
+"""Both axes of `unfreeze recommend` on sets of known kind: how like the pretraining they are found, and how
+complete.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,15 @@ import numpy as np
 import sets
 
 import unfreeze as uf
+from unfreeze.analysis.learning_curve import learning_curve
+from unfreeze.analysis.pretraining_similarity import Similarity, similarity
+from unfreeze.core.dataset import ImageDataset
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Recipe
-from unfreeze.core.recipe_sections import Source
-from unfreeze.core.tables import Photos
-from unfreeze.data.people import make_people
-from unfreeze.learn.crossval import prepare
-from unfreeze.learn.probe.inputs import compute_inputs
-from unfreeze.study.curve import learning_curve
-from unfreeze.study.similarity import Similarity, similarity
+from unfreeze.core.recipe_schema import Source
+from unfreeze.demo.dataset import make_demo
+from unfreeze.features.inputs import extract_inputs
+from unfreeze.training.crossval import prepare
 
 # What a person would call them, nearest to ImageNet first.
 KINDS = {
@@ -73,7 +75,7 @@ def _source(name: str, data: Path | None, scratch: Path) -> Source | None:
     """Where the set lies; made now where it is a drawn one."""
     place = scratch / name
     if name == "people":
-        make_people(place)
+        make_demo(place)
         return Source(path=str(place))
     if name in far_sets.FAR:
         return Source(path=str(far_sets.FAR[name](place)), group_regex=far_sets.GROUP)
@@ -88,8 +90,8 @@ def _source(name: str, data: Path | None, scratch: Path) -> Source | None:
 
 
 def measured(name: str, source: Source, backbone: str, scratch: Path) -> dict[str, Any]:
-    """Both axes as `unfreeze advise` measures them, on about 420 photos."""
-    recipe = Recipe().replace(**{"source": source.model_dump(), "backbone": backbone, "folds.count": _FOLDS})
+    """Both axes as `unfreeze recommend` measures them, on about 420 photos."""
+    recipe = Recipe().replace(**{"source": source.model_dump(), "backbone": backbone, "folds.n_splits": _FOLDS})
     photos = uf.read(source.path, recipe.source)
     started = time.perf_counter()
     work = prepare(photos, recipe, scratch / "work", Reporter(), {})
@@ -136,8 +138,8 @@ def _place(found: Similarity) -> dict[str, Any]:
 
 
 def _curve(work: Any, recipe: Recipe, scratch: Path) -> dict[str, Any]:
-    photos: Photos = work.photos
-    features, _ = compute_inputs(
+    photos: ImageDataset = work.photos
+    features, _ = extract_inputs(
         photos.files(), work.looks.keys, work.looks.readable & (work.folds >= 0), recipe, Reporter(), None
     )
     curve = learning_curve(
@@ -152,9 +154,8 @@ def _curve(work: Any, recipe: Recipe, scratch: Path) -> dict[str, Any]:
         "short": curve.short,
         "curve_s": curve.seconds,
     }
-    if curve.gain:
-        row |= {
-            f"gain{end}": round(getattr(curve.gain, key), 4)
-            for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))
-        }
+    if curve.doubled:
+        for name, figure in (("level", curve.doubled.macro_f1), ("growth", curve.doubled.growth)):
+            ends = {"": figure.value, "_low": figure.low, "_high": figure.high}
+            row |= {f"{name}{end}": "" if value is None else round(value, 4) for end, value in ends.items()}
     return row

@@ -13,9 +13,8 @@ from statistics import median
 from typing import Any
 
 import child
+import image_sets
 import whole_job
-
-import photosets
 
 BATCH = 32
 # backbone -> recipe's weights, photos of an epoch (10 and 4 steps), speed-up that was asked for
@@ -40,11 +39,11 @@ class Speed:
 def rows(data: Path | None, scratch: Path, repeats: int) -> Iterator[dict[str, Any]]:
     """A row a backbone and way; runs of ours and of the peer take turns, so that a busy minute hits them all."""
     for backbone, (weights, count, asked) in BACKBONES.items():
-        files = photosets.flat_set(data, scratch / backbone / "photos", count)
+        files = image_sets.flat_set(data, scratch / backbone / "photos", count)
         table = write_table(scratch / backbone / "table.csv", files)
         ours: dict[str, list[Speed]] = {way: [] for way in WAYS}
         peers: list[Speed] = []
-        words = {"strategy": "full", "backbone": backbone, "weights": weights, "train.batch": BATCH}
+        words = {"strategy": "full", "backbone": backbone, "weights": weights, "train.batch_size": BATCH}
         first = prepared(files, words, scratch / backbone)
         for repeat in range(repeats):
             for way, workers in WAYS.items():
@@ -98,7 +97,7 @@ def write_table(table: Path, files: list[Path]) -> Path:
 
 
 def prepared(files: list[Path], words: dict[str, Any], place: Path) -> dict[str, Any]:
-    """Fills the cache, and measures the plans of both ways once, as a run's first fold does: none of it is timed.
+    """Fills the cache, and trains once in both ways to have their plans: none of it is timed.
 
     Gives what it took, for it is paid once a set of photos.
     """
@@ -147,13 +146,9 @@ def peer_epoch(table: Path, scratch: Path, backbone: str, threads: int = 0) -> S
 
 
 def plan_of(place: Path, workers: int) -> str:
-    """What the plan chose for that number of workers."""
-    for file in sorted((place / "cache" / "plans").glob("*.json")):
-        kept = json.loads(file.read_text("utf-8"))
-        if kept["key"]["threads"] == max(1, len(os.sched_getaffinity(0)) // workers):
-            plan = kept["plan"]
-            return f"{plan['precision']} {plan['memory_format']}, {plan['micro_batch']} at once"
-    return ""
+    """The plan of the first fold with that number of workers."""
+    plan = json.loads((place / "jobs" / f"plan-{workers}-0" / "plan.json").read_text("utf-8"))["plan"]
+    return f"{plan['precision']} {plan['memory_format']}, {plan['micro_batch']} at once"
 
 
 def environment(place: Path) -> dict[str, str]:
@@ -165,34 +160,34 @@ def _job(place: Path, fold: int) -> Any:
     """A fold's job on all photos: two classes in turn, a head of small random numbers in place of a probe's."""
     import numpy as np
 
-    from unfreeze.core.cache import content_key
+    from unfreeze.core.cache import content_hash
     from unfreeze.core.recipe import Recipe
-    from unfreeze.learn.train.jobs import Job
-    from unfreeze.learn.train.tuning import Setting, settle
+    from unfreeze.training.fine_tune.fold_job import FoldJob
+    from unfreeze.training.fine_tune.settings import TrainSetup, resolve_settings
 
     about = json.loads((place / "about.json").read_text("utf-8"))
     files = [Path(f) for f in about["files"]]
     recipe = Recipe().replace(**about["words"])
-    settings = settle(recipe, len(files)).model_copy(update={"epochs": 2})
-    width = Setting.of(recipe, settings).network(2).head.in_features
+    settings = resolve_settings(recipe, len(files)).model_copy(update={"epochs": 2})
+    width = TrainSetup.of(recipe, settings).network(2).head.in_features
     weight = np.random.default_rng(0).normal(0, 1e-3, (width, 2)).astype(np.float32)
     every, none = np.arange(len(files)), np.zeros(0, np.int64)
-    keys = np.array([content_key(f.read_bytes()) for f in files], np.uint64)
+    keys = np.array([content_hash(f.read_bytes()) for f in files], np.uint64)
     readable, start = np.ones(len(files), bool), (weight, np.zeros(2, np.float32))
-    return files, Job(recipe, settings, 2, fold, every, none, every[:2], every % 2, keys, readable, start)
+    return files, FoldJob(recipe, settings, 2, fold, every, none, every[:2], every % 2, keys, readable, start)
 
 
 def _prepare(place: Path) -> None:
     import time
 
     from unfreeze.core.progress import Reporter
-    from unfreeze.learn.train.strategy_photos import prepare_photos
-    from unfreeze.learn.train.tuning import Setting
+    from unfreeze.training.fine_tune.inputs import cache_inputs
+    from unfreeze.training.fine_tune.settings import TrainSetup
 
     files, job = _job(place, 0)
-    setting = Setting.of(job.recipe, job.settings)
+    setting = TrainSetup.of(job.recipe, job.settings)
     started, cpu = time.perf_counter(), time.process_time()
-    prepare_photos(setting, files, job.keys, job.readable, 1 << 30, Reporter())
+    cache_inputs(setting, files, job.keys, job.readable, 1 << 30, Reporter())
     kept = {"cache_s": round(time.perf_counter() - started, 2), "cache_cpu_s": round(time.process_time() - cpu, 2)}
     print(json.dumps(kept))
 
@@ -203,9 +198,9 @@ def _fold(place: Path, name: str, fold: int, threads: int, workers: int) -> None
     import torch
 
     from unfreeze.core.progress import Reporter
-    from unfreeze.learn.train import checkpoints
-    from unfreeze.learn.train.jobs import do
-    from unfreeze.learn.train.memory import share_memory
+    from unfreeze.training.fine_tune import checkpoints
+    from unfreeze.training.fine_tune.fold_job import run_fold_job
+    from unfreeze.training.fine_tune.memory import share_memory
 
     torch.set_num_threads(threads)
     share_memory(workers)
@@ -228,7 +223,7 @@ def _fold(place: Path, name: str, fold: int, threads: int, workers: int) -> None
         starts.append((time.time(), time.process_time(), row["photos"]))
 
     here = place / "jobs" / f"{name}-{fold}"
-    do(job, here, here / "model.safetensors", tell, Reporter())
+    run_fold_job(job, here, here / "model.safetensors", tell, Reporter())
     (start, cpu_start, photos), (end, cpu_end) = starts[0], ends[1]
     print(json.dumps({"start": start, "end": end, "cpu_s": cpu_end - cpu_start, "photos": photos}))
 

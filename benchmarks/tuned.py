@@ -10,10 +10,10 @@ from typing import Any
 import child
 import sets
 
-# The defaults of `late` were chosen by looking at these; the others are what the choice is judged by.
+# The defaults of `partial` were chosen by looking at these; the others are what the choice is judged by.
 CHOSEN_ON = ("masks", "clothing")
 # set -> strategies
-STRATEGIES: dict[str, tuple[str, ...]] = dict.fromkeys(sets.SETS, ("late",)) | {"clothing": ("late", "full")}
+STRATEGIES: dict[str, tuple[str, ...]] = dict.fromkeys(sets.SETS, ("partial",)) | {"clothing": ("partial", "full")}
 HEADLINE = ("set", "strategy", "macro_f1", "probe_macro_f1", "gain", "gain_low", "gain_high", "training_s", "first_s")
 
 
@@ -32,8 +32,8 @@ def compared(data: Path, place: Path, name: str, strategy: str) -> dict[str, Any
     source, options = sets.SETS[name]
     tuned = child.fit(data / source, place / strategy, place / "cache", *options, "--strategy", strategy)
     scores = json.loads((place / strategy / "scores.json").read_text("utf-8"))
-    found, before = scores["out_of_fold"], scores["beside"]["probe"]
-    alone, spent = scores["beside"]["network alone"], child.stages(place / strategy)
+    found, before = scores["out_of_fold"], scores["components"]["probe"]
+    alone, spent = scores["components"]["network alone"], child.stages(place / strategy)
     row: dict[str, Any] = {
         "set": name,
         "defaults_chosen_on_it": name in CHOSEN_ON,

@@ -17,7 +17,7 @@ from typing import Any
 from sets import SETS as WORDS
 
 import unfreeze as uf
-from unfreeze.study.trials import Searched
+from unfreeze.analysis.tuning.search import Searched
 
 # Set -> what to read and recipe.source.
 SETS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -12,8 +12,7 @@ from statistics import median
 from typing import Any
 
 import child
-
-import photosets
+import image_sets
 
 PHOTOS, FEW, EPOCHS = 2_000, 400, 5
 HEADLINE = (
@@ -133,9 +132,9 @@ def _photos(data: Path | None, scratch: Path) -> dict[int, Path] | None:
     if data is None:
         print("whole_job: skipped, the real photos are absent (--data DIR).")
         return None
-    trash = [(f, f.parent.name) for f in photosets.real_photos(data / "trash")]
+    trash = [(f, f.parent.name) for f in image_sets.real_photos(data / "trash")]
     of_trash = set(trash)
-    clothes = [(f, f.parent.name) for f in photosets.real_photos(data / "clothing")]
+    clothes = [(f, f.parent.name) for f in image_sets.real_photos(data / "clothing")]
     draws = random.Random(0)
     draws.shuffle(clothes)
     chosen = trash + clothes[: PHOTOS - len(trash)]
@@ -145,7 +144,7 @@ def _photos(data: Path | None, scratch: Path) -> dict[int, Path] | None:
     seen: dict[str, int] = {}
     for i, (source, label) in enumerate(chosen):
         path = f"photos/{label}/{i:04d}.jpg"
-        photosets.resized(source, scratch / "all" / path)
+        image_sets.resized(source, scratch / "all" / path)
         at = seen[label] = seen.get(label, -1) + 1
         lines[PHOTOS].append((path, label, "test" if at % 5 == 0 else "train"))
         if (source, label) in of_trash and at // 5 % 3 == 0:  # five in 15 of a class, one of them for validation
@@ -163,7 +162,7 @@ def lite0_weights(scratch: Path) -> Path:
     file = scratch / "weights.pt"
     if not file.exists():
         code = (
-            "import sys, torch; from unfreeze.model.backbones import find_backbone; "
+            "import sys, torch; from unfreeze.models.registry import find_backbone; "
             "torch.save(find_backbone('tf_efficientnet_lite0').build().state_dict(), sys.argv[1])"
         )
         subprocess.run([sys.executable, "-c", code, str(file)], check=True)

@@ -14,7 +14,7 @@ def main(source: str = "photos", folder: str = "runs/grouped", pattern: str = r"
     photos = uf.read(source, recipe.source)
     print(f"{len(photos)} photos in {photos.table['group'].nunique()} groups")
 
-    scores = uf.fit(photos, recipe, folder, force=True, compare_random=True).scores()
+    scores = uf.fit(photos, recipe, folder, force=True, random_split_baseline=True).scores()
     for name, score in (("groups kept together", scores), ("photo by photo", scores["random_split"])):
         f1 = score["macro_f1"]
         print(f"{name:22} macro F1 {f1['value']:.3f} ({f1['low']:.3f} to {f1['high']:.3f})")

@@ -22,7 +22,7 @@ def main(
             "source.label": (label,),
             "source.group": group,
             "source.split": split,
-            "folds.count": 3,
+            "folds.n_splits": 3,
         }
     )
     run = uf.fit(uf.read(table, recipe.source), recipe, folder, force=True)
@@ -32,7 +32,7 @@ def main(
         f1, chance = score["macro_f1"], score["chance"]
         print(
             f"{name:12} {score['photos']:4} photos: macro F1 {f1['value']:.3f} ({f1['low']:.3f} to {f1['high']:.3f}); "
-            f"always '{chance['class']}' scores {chance['macro_f1']:.3f}"
+            f"chance is {chance['macro_f1']:.3f}"
         )
 
 

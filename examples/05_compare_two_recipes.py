@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import unfreeze as uf
-from unfreeze.core.qualities import QUALITIES
+from unfreeze.core.recipe import PRESETS
 
 
 def main(source: str = "photos", folder: str = "runs/compared", pattern: str = r"(?P<group>[^/_]+)_[^/]*$") -> None:
@@ -19,7 +19,7 @@ def main(source: str = "photos", folder: str = "runs/compared", pattern: str = r
 
     right = {}
     for name in ("fast", "good"):  # the last layer of one view; five blocks of two views
-        run = uf.fit(photos, base.replace(**QUALITIES[name]), Path(folder) / name, force=True)
+        run = uf.fit(photos, base.replace(**PRESETS[name]), Path(folder) / name, force=True)
         f1 = run.scores()["macro_f1"]
         print(f"{name:5} macro F1 {f1['value']:.3f} ({f1['low']:.3f} to {f1['high']:.3f})")
         table = run.predictions().merge(run.photos()[["path", "unit"]], on="path")

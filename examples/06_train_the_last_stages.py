@@ -1,7 +1,7 @@
 """Is training more than a head worth it? Fine-tune the last stages and see what they won against the probe.
 
-Adds: strategy late, which starts from the probe and says what training changed, with an interval over groups.
-Run:  python examples/06_train_the_last_stages.py photos/ runs/late '(?P<group>[^/_]+)_[^/]*$'
+Adds: strategy partial, which starts from the probe and says what training changed, with an interval over groups.
+Run:  python examples/06_train_the_last_stages.py photos/ runs/partial '(?P<group>[^/_]+)_[^/]*$'
 """
 
 import sys
@@ -10,11 +10,11 @@ import unfreeze as uf
 
 
 def main(
-    source: str = "photos", folder: str = "runs/late", pattern: str = r"(?P<group>[^/_]+)_[^/]*$", epochs: str = "6"
+    source: str = "photos", folder: str = "runs/partial", pattern: str = r"(?P<group>[^/_]+)_[^/]*$", epochs: str = "6"
 ) -> None:
     recipe = uf.Recipe().replace(
         **{
-            "strategy": "late",
+            "strategy": "partial",
             "source.path": source,
             "source.group_regex": pattern,
             "train.epochs": int(epochs),

@@ -18,7 +18,7 @@ def main(
     size: str = "224",
 ) -> None:
     base = uf.Recipe(strategy="probe").replace(
-        **{"source.path": source, "source.group_regex": pattern, "image.size": int(size), "folds.count": 3}
+        **{"source.path": source, "source.group_regex": pattern, "image.size": int(size), "folds.n_splits": 3}
     )
     recipes = {
         "freeze": base,

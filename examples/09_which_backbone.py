@@ -8,7 +8,7 @@ Run:  python examples/09_which_backbone.py demo/photos runs/backbones   (`unfree
 import sys
 
 import unfreeze as uf
-from unfreeze.model.backbones import find_backbone
+from unfreeze.models.registry import find_backbone
 
 WANTED = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
 

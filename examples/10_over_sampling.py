@@ -14,7 +14,7 @@ def main(source: str = "demo/photos", folder: str = "runs/sampling", pattern: st
     base = uf.Recipe(strategy="probe").replace(
         **{"source.path": source, "source.group_regex": pattern, "balance.loss": "ce"}
     )
-    grid = uf.vary(base, {"balance.sampling": ["none", "over"], "probe.views": [["plain", "flip"], ["plain"]]})
+    grid = uf.recipe_grid(base, {"balance.sampling": ["none", "over"], "probe.views": [["plain", "flip"], ["plain"]]})
 
     found = uf.compare(uf.read(source, base.source), grid, folder)
     for one in found.contenders:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from unfreeze.app.cli import main
+from unfreeze.cli.main import main
 
 
 @dataclass(frozen=True)

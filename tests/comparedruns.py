@@ -10,10 +10,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from unfreeze.core import runs
+from unfreeze.core.dataset import ImageDataset, probability_columns
 from unfreeze.core.files import write_json
 from unfreeze.core.recipe import Recipe
 from unfreeze.core.runs import Run
-from unfreeze.core.tables import Photos, probability_columns
 
 CLASSES = ("blue", "green", "red")
 
@@ -54,12 +54,12 @@ def write_run(
 ) -> Run:
     """A finished probe run of these photos and out-of-fold probabilities; changes: dotted recipe keys with __."""
     recipe = Recipe().replace(**{"strategy": "probe", **{k.replace("__", "."): v for k, v in changes.items()}})
-    photos = Photos(table, Path("nowhere"), tuple(classes), tuple(classes), ("label",), "made", "made")
+    photos = ImageDataset(table, Path("nowhere"), tuple(classes), tuple(classes), ("label",), "made", "made")
     inside = np.flatnonzero(table["fold"] >= 0)
-    with runs.begin(path, recipe, photos, "none", False):
+    with runs.create_run(path, recipe, photos, "none", False):
         runs.save_table(path / "photos.parquet", table)
         oof = table.loc[inside, ["path", "fold", "label"]].reset_index(drop=True)
         columns = pd.DataFrame(probabilities[inside], columns=probability_columns(list(classes)))
         runs.save_table(path / "oof.parquet", pd.concat([oof, columns], axis=1))
         write_json(path / "environment.json", {"timings": {"features": 1.5, "heads": 0.5}})
-        return runs.finish(path)
+        return runs.finalize_run(path)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unfreeze.data.portraits import draw_portrait
-from unfreeze.data.sitters import Sitter
+from unfreeze.demo.drawing import DemoPerson
+from unfreeze.demo.portraits import draw_portrait
 
 # Side of a drawn portrait; its face fills the middle.
 PORTRAIT = (144, 192)
@@ -19,7 +19,7 @@ PORTRAIT = (144, 192)
 @cache
 def portrait(person: int, state: int = 2) -> Image.Image:
     """A drawn person; state 0 wears a mask, 2 none. That `retinaface` finds them was measured: 416 of 420."""
-    return draw_portrait(Sitter((person, 5), person % 2, 25 + person), state, 0, PORTRAIT)
+    return draw_portrait(DemoPerson((person, 5), person % 2, 25 + person), state, 0, PORTRAIT)
 
 
 def wall(size: tuple[int, int], seed: int = 0) -> Image.Image:

@@ -18,11 +18,11 @@ SETTINGS: dict[str, Any] = {
     "strategy": "probe",
     "image.size": 64,
     "engine": "openvino-f32",
-    "folds.count": 3,
+    "folds.n_splits": 3,
     "probe.stages": "last",
-    "probe.grid": 1,
+    "probe.pool_size": 1,
     "probe.views": ["plain"],
-    "probe.strengths": [0.1, 1.0, 10.0, 100.0],
+    "probe.Cs": [0.1, 1.0, 10.0, 100.0],
 }
 
 
@@ -64,8 +64,8 @@ def painted(
 def quick_run(table: Path, run: Path, **changes: Any) -> Run:
     """A finished probe of it. changes: recipe keys with __ for the dot."""
     from unfreeze.data.readers import read
-    from unfreeze.learn.crossval import fit
+    from unfreeze.training.crossval import cross_validate
 
     dotted = {key.replace("__", "."): value for key, value in changes.items()}
     recipe = Recipe().replace(**{**SETTINGS, "source.path": str(table), "source.group": "group", **dotted})
-    return fit(read(str(table), recipe.source), recipe, run)
+    return cross_validate(read(str(table), recipe.source), recipe, run)

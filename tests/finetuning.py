@@ -16,7 +16,7 @@ from photosets import GROUP_REGEX, class_folders
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Recipe
 from unfreeze.core.runs import Run
-from unfreeze.learn.train import jobs
+from unfreeze.training.fine_tune import fold_job
 
 # timm's network for tests: a stem and four stages, 0.5 million weights.
 NETWORK = "timm/test_resnet"
@@ -25,10 +25,10 @@ SETTINGS: dict[str, Any] = {
     "weights": "none",
     "engine": "torch",
     "image.size": 64,
-    "folds.count": 3,
+    "folds.n_splits": 3,
     "probe.stages": "last:2",
-    "probe.grid": 2,
-    "probe.strengths": [1.0, 30.0],
+    "probe.pool_size": 2,
+    "probe.Cs": [1.0, 30.0],
     "train.epochs": 2,
     "train.memory_format": "contiguous",
     "train.precision": "f32",
@@ -64,21 +64,23 @@ class Says(Reporter):
 
 
 @contextmanager
-def no_processes() -> Iterator[list[jobs.Job]]:
+def no_processes() -> Iterator[list[fold_job.FoldJob]]:
     """Folds are trained here, one after the other; the value is filled with their jobs."""
-    done: list[jobs.Job] = []
+    done: list[fold_job.FoldJob] = []
 
-    def train_folds(todo: list[jobs.Job], folder: Path, reporter: Reporter, seconds: float = 0.0) -> dict[int, Any]:
-        from unfreeze.learn.train.finetune import _log
+    def train_folds(
+        todo: list[fold_job.FoldJob], folder: Path, reporter: Reporter, seconds: float = 0.0
+    ) -> dict[int, Any]:
+        from unfreeze.training.fine_tune.launcher import _log
 
         found = {}
         for job in todo:
             place = folder / "scratch" / f"fold-{job.fold}"
             job.write(place)
-            again = jobs.Job.read(place)
+            again = fold_job.FoldJob.read(place)
             assert again.identity() == job.identity()
             kept = folder / f"fold-{job.fold}" / "model.safetensors"
-            jobs.do(again, place, kept, lambda row, fold=job.fold: _log(folder, fold, row), reporter)  # type: ignore[misc]
+            fold_job.run_fold_job(again, place, kept, lambda row, fold=job.fold: _log(folder, fold, row), reporter)  # type: ignore[misc]
             found[job.fold] = np.load(place / "probabilities.npy")
             done.append(job)
         return found
@@ -87,7 +89,7 @@ def no_processes() -> Iterator[list[jobs.Job]]:
     torch.set_num_threads(1)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("unfreeze.learn.train.tuned_folds.train_folds", train_folds)
+            patch.setattr("unfreeze.training.fine_tune.strategy.train_folds", train_folds)
             yield done
     finally:
         torch.set_num_threads(before)

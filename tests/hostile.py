@@ -23,11 +23,11 @@ SMALL = {
     "source.group_regex": GROUP_REGEX,
     "image.size": 64,
     "engine": "openvino-f32",
-    "folds.count": 3,
+    "folds.n_splits": 3,
     "probe.stages": "last:1",
-    "probe.grid": 1,
+    "probe.pool_size": 1,
     "probe.views": ["plain"],
-    "probe.strengths": [1.0, 30.0],
+    "probe.Cs": [1.0, 30.0],
 }
 """The quickest run there is."""
 
@@ -35,11 +35,11 @@ SMALL = {
 def small_run(folder: Path) -> Run:
     """A finished run `colours` of 24 photos, alone in `folder`/runs."""
     from unfreeze.data.readers import read
-    from unfreeze.learn.crossval import fit
+    from unfreeze.training.crossval import cross_validate
 
     recipe = Recipe().replace(**SMALL)
     photos = class_folders(folder / "photos", groups=4)
-    return fit(read(str(photos), recipe.source), recipe, folder / "runs" / "colours")
+    return cross_validate(read(str(photos), recipe.source), recipe, folder / "runs" / "colours")
 
 
 # Photos
@@ -114,7 +114,6 @@ def unreadable_photos() -> dict[str, bytes]:
         "wide.png": png(2**31 - 1, 1, little),
         "liar.png": png(4000, 4000, little),
         "text_bomb.png": png(4, 4, little, 8, 2, _chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(80_000_000)))),
-        "profile_bomb.png": png(4, 4, little, 8, 2, _chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(80_000_000)))),
         "liar.ppm": b"P6 40000 40000 255\n" + bytes(99),
         "liar2.ppm": b"P6 13000 13000 255\n" + bytes(99),
         "liar.gif": b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + bytes(20),
@@ -125,6 +124,11 @@ def unreadable_photos() -> dict[str, bytes]:
         "script.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%touch executed) (w) file\n%%EOF\n",
         "script.png": b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>',
     }
+
+
+def _with_profile(data: bytes, profile: bytes) -> bytes:
+    """A PNG with a profile chunk behind its header."""
+    return data[:33] + _chunk(b"iCCP", b"a\0\0" + zlib.compress(profile)) + data[33:]
 
 
 def odd_photos(colour: int) -> dict[str, bytes]:
@@ -146,6 +150,7 @@ def odd_photos(colour: int) -> dict[str, bytes]:
         "animated.webp": encoded(plain, "WEBP", save_all=True, append_images=frames),
         "progressive.jpg": encoded(plain, "JPEG", progressive=True),
         "exif.jpg": jpeg_with([(0xE1, b"Exif\0\0II*\0" + bytes(65_000))] * 60, plain),
+        "profile_bomb.png": _with_profile(encoded(plain, "PNG"), bytes(80_000_000)),
         "profile.jpg": encoded(plain, "JPEG", icc_profile=profile),
         "comments.jpg": jpeg_with([(0xFE, b"x" * 65_000)] * 100, plain),
         "wrong_name.jpg": encoded(plain, "PNG"),

@@ -17,42 +17,42 @@ from finetuning import NETWORK, make_recipe
 from photosets import CLASSES
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Recipe
-from unfreeze.learn.crossval import prepare
-from unfreeze.learn.fitting import Work
-from unfreeze.learn.train import finetune
-from unfreeze.learn.train.jobs import Job, do
+from unfreeze.training.context import FitContext
+from unfreeze.training.crossval import prepare
+from unfreeze.training.fine_tune import launcher
+from unfreeze.training.fine_tune.fold_job import FoldJob, run_fold_job
 
 # One epoch, one penalty: a race of tiny networks takes a second or two.
-QUICK: dict[str, Any] = {"train__epochs": 1, "probe__strengths": [1.0]}
+QUICK: dict[str, Any] = {"train__epochs": 1, "probe__Cs": [1.0]}
 
 
 @contextmanager
-def trained_here(stop_after: int | None = None) -> Iterator[list[Job]]:
+def trained_here(stop_after: int | None = None) -> Iterator[list[FoldJob]]:
     """Networks train here, one after the other; the value is filled with the jobs that were done.
 
     stop_after: the epoch, counted over all jobs, after which Ctrl-C is pressed.
     """
-    done: list[Job] = []
+    done: list[FoldJob] = []
     epochs = 0
 
     def train_jobs(
-        todo: list[tuple[Job, Path]], reporter: Reporter, seconds: float = 0.0, **_: Any
+        todo: list[tuple[FoldJob, Path]], reporter: Reporter, seconds: float = 0.0, **_: Any
     ) -> list[np.ndarray]:
         found = []
         for job, folder in todo:
-            place, kept = folder / "scratch" / f"fold-{job.fold}", finetune.model_file(folder, job.fold)
+            place, kept = folder / "scratch" / f"fold-{job.fold}", launcher.model_file(folder, job.fold)
 
-            def tell(row: dict[str, Any], job: Job = job, folder: Path = folder, kept: Path = kept) -> None:
+            def tell(row: dict[str, Any], job: FoldJob = job, folder: Path = folder, kept: Path = kept) -> None:
                 nonlocal epochs
                 kept.parent.mkdir(parents=True, exist_ok=True)
-                finetune._log(folder, job.fold, row)
+                launcher._log(folder, job.fold, row)
                 epochs += 1
                 if epochs == stop_after:
                     raise KeyboardInterrupt
 
-            if not finetune._finished(job, place, kept):
+            if not launcher._finished(job, place, kept):
                 job.write(place)
-                do(Job.read(place), place, kept, tell, reporter)
+                run_fold_job(FoldJob.read(place), place, kept, tell, reporter)
                 done.append(job)
             found.append(np.load(place / "probabilities.npy"))
         return found
@@ -61,7 +61,7 @@ def trained_here(stop_after: int | None = None) -> Iterator[list[Job]]:
     torch.set_num_threads(1)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(finetune, "train_jobs", train_jobs)
+            patch.setattr(launcher, "train_jobs", train_jobs)
             yield done
     finally:
         torch.set_num_threads(before)
@@ -72,7 +72,7 @@ def auto_recipe(source: Path | str, **changes: Any) -> Recipe:
     return make_recipe("auto", source, **{**QUICK, **changes})
 
 
-def work_of(recipe: Recipe, folder: Path) -> Work:
+def work_of(recipe: Recipe, folder: Path) -> FitContext:
     """The recipe's photos with their folds, as a race is given them."""
     return prepare(uf.read(recipe.source.path, recipe.source), recipe.replace(strategy="probe"), folder, Reporter(), {})
 

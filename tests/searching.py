@@ -10,17 +10,17 @@ from PIL import Image
 
 import unfreeze as uf
 from finetuning import make_recipe
+from unfreeze.analysis.splits import SearchSplit, search_splits
+from unfreeze.analysis.tuning.folder import open_folder, search_key
+from unfreeze.analysis.tuning.search import Search
+from unfreeze.analysis.tuning.space import space_of
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Recipe
-from unfreeze.learn.crossval import prepare
-from unfreeze.learn.fitting import Work
-from unfreeze.study.search import Search
-from unfreeze.study.sides import Side, sides_of
-from unfreeze.study.space import space_of
-from unfreeze.study.tune_folder import mark_of, open_folder
+from unfreeze.training.context import FitContext
+from unfreeze.training.crossval import prepare
 
 # Gray is the worse of the two where colour alone tells: `rgb` is what has to be found.
-PLANTED = ("image.color=gray,rgb", "balance.power=0.0..1.0")
+PLANTED = ("image.color=gray,rgb", "balance.class_weight_power=0.0..1.0")
 
 
 def tinted(folder: Path, groups: int = 12, each: int = 2, classes: tuple[str, ...] = ("warm", "cold")) -> Path:
@@ -41,20 +41,20 @@ def tinted(folder: Path, groups: int = 12, each: int = 2, classes: tuple[str, ..
 
 def search_recipe(source: Path | str, *space: str, trials: int = 4, **changes: Any) -> Recipe:
     """A probe on the tiny network; photos are gray, and whether they had better be coloured may be searched."""
-    wish = {"tune__trials": trials, "tune__space": list(space or PLANTED)}
-    return make_recipe("probe", source, **{"probe__strengths": [1.0], "image__color": "gray", **wish, **changes})
+    wish = {"tune__trials": trials, "tune__search_space": list(space or PLANTED)}
+    return make_recipe("probe", source, **{"probe__Cs": [1.0], "image__color": "gray", **wish, **changes})
 
 
-def work_of(recipe: Recipe, folder: Path) -> Work:
+def work_of(recipe: Recipe, folder: Path) -> FitContext:
     """The recipe's photos with their folds."""
     return prepare(uf.read(recipe.source.path, recipe.source), recipe, folder, Reporter())
 
 
-def opened(work: Work, folder: Path, sides: tuple[Side, ...] = ()) -> Search:
+def opened(work: FitContext, folder: Path, sides: tuple[SearchSplit, ...] = ()) -> Search:
     """A search in that folder, of all sides or these."""
     space = space_of(work.recipe, work.photos)
-    open_folder(folder, mark_of(work, space), force=False)
-    return Search(work, sides or sides_of(work, work.recipe.tune.parts), space, folder)
+    open_folder(folder, search_key(work, space), force=False)
+    return Search(work, sides or search_splits(work, work.recipe.tune.n_splits), space, folder)
 
 
 def rows_of(search: Search) -> dict[str, list[tuple[Any, ...]]]:

@@ -14,12 +14,12 @@ from typing import Any
 import httpx2
 from PIL import Image
 
-from unfreeze.deliver.web.guard import Guard
-from unfreeze.deliver.web.server import listening
-from unfreeze.deliver.web.serving import server_of
-from unfreeze.deliver.web.serving_app import Served
-from unfreeze.deliver.web.serving_limits import Limits
-from unfreeze.learn.direct import Direct
+from unfreeze.inference.in_memory import InMemoryPredictor
+from unfreeze.server.access import AccessPolicy
+from unfreeze.server.app import listening
+from unfreeze.server.serve.app import Served
+from unfreeze.server.serve.launch import server_of
+from unfreeze.server.serve.limits import Limits
 
 BOUNDARY = "testboundary"
 
@@ -31,6 +31,7 @@ class Here:
     served: Served
     port: int
     client: httpx2.Client
+    guard: AccessPolicy
 
     def predict(self, *files: tuple[str, bytes], **more: Any) -> httpx2.Response:
         return self.client.post("/predict", files=[("file", one) for one in files], **more)
@@ -44,19 +45,27 @@ class Here:
 
 
 @contextmanager
-def served(direct: Direct, limits: Limits | None = None, token: str | None = None) -> Iterator[Here]:
+def served(
+    direct: InMemoryPredictor,
+    limits: Limits | None = None,
+    token: str | None = None,
+    host: str = "127.0.0.1",
+    public: tuple[str, ...] = (),
+) -> Iterator[Here]:
     """token: None where everybody may ask."""
-    with listening("127.0.0.1", 0) as listener:
+    with listening(host, 0) as listener:
         port = listener.getsockname()[1]
-        guard = Guard("127.0.0.1", port, token=token or "0" * 32)
+        guard = AccessPolicy(host, port, token=token or "0" * 32, public=public)
         run = Served(direct, limits or Limits())
         server = server_of(run, guard, token)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         until(lambda: server.started)
         try:
-            with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-                yield Here(run, port, client)
+            # No connection is reused: the server may close an idle one in the moment in which a request is sent on it.
+            fresh = httpx2.Limits(max_keepalive_connections=0)
+            with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, limits=fresh) as client:
+                yield Here(run, port, client, guard)
         finally:
             server.should_exit = True
             thread.join(60)

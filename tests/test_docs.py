@@ -20,7 +20,7 @@ import typer
 from pydantic import BaseModel
 
 import unfreeze as uf
-from unfreeze.app.cli import app
+from unfreeze.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 COMMANDS_PAGE = ROOT / "docs" / "commands.md"
@@ -176,7 +176,7 @@ def test_public_names_are_those_with_a_home() -> None:
 
 def test_importing_costs_nothing() -> None:
     code = (
-        "import sys, unfreeze, unfreeze.app.cli;"
+        "import sys, unfreeze, unfreeze.cli.main;"
         "heavy = {'numpy', 'pandas', 'torch', 'timm', 'openvino', 'PIL', 'scipy', 'pyarrow'} & set(sys.modules);"
         "sys.exit(', '.join(sorted(heavy)) or 0)"
     )

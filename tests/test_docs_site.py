@@ -22,7 +22,7 @@ import unfreeze as uf
 pytest.importorskip("mkdocs", reason="the site needs pip install 'unfreeze[docs]'")
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
-PACKAGE = ROOT / "src" / "unfreeze" / "deliver" / "web" / "static"
+PACKAGE = ROOT / "src" / "unfreeze" / "reports" / "static"
 LOADING = {
     "script": ["src"],
     "img": ["src", "srcset"],
@@ -144,7 +144,7 @@ def test_every_public_name_has_an_entry(pages: dict[str, Page]) -> None:
 
 def test_the_reference_is_made_of_docstrings(pages: dict[str, Page]) -> None:
     text = re.sub(r"<[^>]+>|\s+", " ", pages["reference/runs.html"].text)
-    assert "Cross-validates the recipe on the photos and leaves a finished run folder." in " ".join(text.split())
+    assert "Cross-validate a recipe on images and write a finished run folder." in " ".join(text.split())
     assert "runs/&lt;source&gt;-&lt;strategy&gt;" in pages["reference/runs.html"].text, "a placeholder is no tag"
 
 

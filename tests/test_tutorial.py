@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from bilingual import code_blocks, links, shell_lines
-from unfreeze.app.cli import app
+from unfreeze.cli.main import app
 
 DOCS = Path(__file__).parents[1] / "docs"
 ENGLISH = (DOCS / "tutorial.md").read_text(encoding="utf-8")
@@ -36,7 +36,19 @@ def test_a_line_that_does_not_exist_would_be_found() -> None:
 
 def test_most_commands_are_met() -> None:
     met = {shlex.split(line)[1] for line in TYPED}
-    usual = {"demo", "check", "fit", "advise", "scores", "suspects", "review", "tune", "explain", "predict", "export"}
+    usual = {
+        "demo",
+        "check",
+        "fit",
+        "recommend",
+        "scores",
+        "label-issues",
+        "review",
+        "tune",
+        "explain",
+        "predict",
+        "export",
+    }
     assert usual <= met
 
 

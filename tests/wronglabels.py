@@ -15,10 +15,10 @@ RECIPE = {
     "source.group": "group",
     "image.size": 64,
     "engine": "openvino-f32",
-    "folds.count": 3,
+    "folds.n_splits": 3,
     "probe.stages": "last:2",
-    "probe.grid": 2,
-    "probe.strengths": [1.0, 30.0],
+    "probe.pool_size": 2,
+    "probe.Cs": [1.0, 30.0],
 }
 
 
@@ -41,7 +41,7 @@ def wrong_recipe(table: Path) -> Recipe:
 def wrong_run(table: Path, run: Path) -> Run:
     """A finished run of them."""
     from unfreeze.data.readers import read
-    from unfreeze.learn.crossval import fit
+    from unfreeze.training.crossval import cross_validate
 
     recipe = wrong_recipe(table)
-    return fit(read(str(table), recipe.source), recipe, run)
+    return cross_validate(read(str(table), recipe.source), recipe, run)

@@ -1,127 +1,129 @@
-"""unfreeze: from a folder of labelled photos to a classifier, and an honest account of how good it is."""
+"""unfreeze: image classifiers from a folder of labeled images, with group-safe cross-validated scores.
+
+All public names are loaded on first use, so importing the package is fast.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-try:
-    __version__ = version("unfreeze")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
+from unfreeze.core import version as _version
+from unfreeze.core.telemetry import disable as _disable_telemetry
+
+_disable_telemetry()  # before any dependency with telemetry is imported
+__version__ = _version.VERSION
 
 if TYPE_CHECKING:
-    from unfreeze.core.cluster import engine
+    from unfreeze.analysis.compare import compare
+    from unfreeze.analysis.compare_balance import compare_balance
+    from unfreeze.analysis.compare_label_models import compare_labels
+    from unfreeze.analysis.compare_variants import compare_variants
+    from unfreeze.analysis.dataset_shift import compare_datasets
+    from unfreeze.analysis.diagnose.diagnose import diagnose
+    from unfreeze.analysis.fit import fit
+    from unfreeze.analysis.label_issues import label_issues
+    from unfreeze.analysis.recommend import recommend
+    from unfreeze.analysis.tuning.tune import tune
+    from unfreeze.core.dataset import ImageDataset, findings_frame
     from unfreeze.core.errors import UnfreezeError
+    from unfreeze.core.parallel import use_backend
     from unfreeze.core.recipe import Recipe
-    from unfreeze.core.runs import Run
-    from unfreeze.core.runs import open_run as open
-    from unfreeze.core.tables import Photos, findings_table
+    from unfreeze.core.recipe_grid import recipe_grid
+    from unfreeze.core.runs import Run, open_run
     from unfreeze.data.checks import check
-    from unfreeze.data.faces import Faces, faces
-    from unfreeze.data.people import make_people
+    from unfreeze.data.face_stats import FaceStats, face_stats
     from unfreeze.data.readers import read
-    from unfreeze.deliver.compare_page import write_comparison
-    from unfreeze.deliver.eda import write_eda
-    from unfreeze.deliver.explain import explain
-    from unfreeze.deliver.export import export
-    from unfreeze.deliver.report import write_report
-    from unfreeze.deliver.submission import write_submission
-    from unfreeze.deliver.tune_page import write_tuning
-    from unfreeze.deliver.web.server import serve_review as review
-    from unfreeze.deliver.web.serving import serve
-    from unfreeze.deliver.web.studio import studio
-    from unfreeze.learn.blend import Blend, load
-    from unfreeze.learn.classifier import Classifier
-    from unfreeze.model.inspect import inspect
-    from unfreeze.study.advise import advise
-    from unfreeze.study.against import against
-    from unfreeze.study.auto import fit
-    from unfreeze.study.balancing import compare_balance
-    from unfreeze.study.compare import compare
-    from unfreeze.study.diagnose import diagnose
-    from unfreeze.study.helps import helps
-    from unfreeze.study.label_models import compare_labels
-    from unfreeze.study.suspects import suspects
-    from unfreeze.study.tune import tune
-    from unfreeze.study.vary import vary
+    from unfreeze.demo.dataset import make_demo
+    from unfreeze.exporters.export import export
+    from unfreeze.inference.ensemble import Ensemble, load
+    from unfreeze.inference.predictor import Classifier
+    from unfreeze.inference.submission import write_submission
+    from unfreeze.models.inspect import inspect
+    from unfreeze.reports.comparison_page import write_comparison
+    from unfreeze.reports.data_report import write_data_report
+    from unfreeze.reports.explanation_page import explain
+    from unfreeze.reports.run_report import write_report
+    from unfreeze.reports.tuning_page import write_tuning
+    from unfreeze.server.app import serve_review as review
+    from unfreeze.server.serve.launch import serve
+    from unfreeze.server.studio.app import studio
 
-# Public name -> where it lives. Loaded when first used, so that `import unfreeze` costs nothing.
+# Public name -> module, or module:attribute. Loaded on first use, so that `import unfreeze` is fast.
 _HOMES = {
-    "Blend": "unfreeze.learn.blend",
-    "advise": "unfreeze.study.advise",
-    "Classifier": "unfreeze.learn.classifier",
-    "Faces": "unfreeze.data.faces",
-    "Photos": "unfreeze.core.tables",
+    "Classifier": "unfreeze.inference.predictor",
+    "Ensemble": "unfreeze.inference.ensemble",
+    "FaceStats": "unfreeze.data.face_stats",
+    "ImageDataset": "unfreeze.core.dataset",
     "Recipe": "unfreeze.core.recipe",
     "Run": "unfreeze.core.runs",
     "UnfreezeError": "unfreeze.core.errors",
-    "against": "unfreeze.study.against",
     "check": "unfreeze.data.checks",
-    "compare": "unfreeze.study.compare",
-    "compare_balance": "unfreeze.study.balancing",
-    "compare_labels": "unfreeze.study.label_models",
-    "diagnose": "unfreeze.study.diagnose",
-    "engine": "unfreeze.core.cluster",
-    "explain": "unfreeze.deliver.explain",
-    "export": "unfreeze.deliver.export",
-    "faces": "unfreeze.data.faces",
-    "findings_table": "unfreeze.core.tables",
-    "fit": "unfreeze.study.auto",
-    "helps": "unfreeze.study.helps",
-    "inspect": "unfreeze.model.inspect",
-    "load": "unfreeze.learn.blend",
-    "make_people": "unfreeze.data.people",
-    "open": "unfreeze.core.runs:open_run",
+    "compare": "unfreeze.analysis.compare",
+    "compare_balance": "unfreeze.analysis.compare_balance",
+    "compare_datasets": "unfreeze.analysis.dataset_shift",
+    "compare_labels": "unfreeze.analysis.compare_label_models",
+    "compare_variants": "unfreeze.analysis.compare_variants",
+    "diagnose": "unfreeze.analysis.diagnose.diagnose",
+    "explain": "unfreeze.reports.explanation_page",
+    "export": "unfreeze.exporters.export",
+    "face_stats": "unfreeze.data.face_stats",
+    "findings_frame": "unfreeze.core.dataset",
+    "fit": "unfreeze.analysis.fit",
+    "inspect": "unfreeze.models.inspect",
+    "label_issues": "unfreeze.analysis.label_issues",
+    "load": "unfreeze.inference.ensemble",
+    "make_demo": "unfreeze.demo.dataset",
+    "open_run": "unfreeze.core.runs",
     "read": "unfreeze.data.readers",
-    "review": "unfreeze.deliver.web.server:serve_review",
-    "serve": "unfreeze.deliver.web.serving",
-    "studio": "unfreeze.deliver.web.studio",
-    "suspects": "unfreeze.study.suspects",
-    "tune": "unfreeze.study.tune",
-    "vary": "unfreeze.study.vary",
-    "write_comparison": "unfreeze.deliver.compare_page",
-    "write_eda": "unfreeze.deliver.eda",
-    "write_report": "unfreeze.deliver.report",
-    "write_submission": "unfreeze.deliver.submission",
-    "write_tuning": "unfreeze.deliver.tune_page",
+    "recipe_grid": "unfreeze.core.recipe_grid",
+    "recommend": "unfreeze.analysis.recommend",
+    "review": "unfreeze.server.app:serve_review",
+    "serve": "unfreeze.server.serve.launch",
+    "studio": "unfreeze.server.studio.app",
+    "tune": "unfreeze.analysis.tuning.tune",
+    "use_backend": "unfreeze.core.parallel",
+    "write_comparison": "unfreeze.reports.comparison_page",
+    "write_data_report": "unfreeze.reports.data_report",
+    "write_report": "unfreeze.reports.run_report",
+    "write_submission": "unfreeze.inference.submission",
+    "write_tuning": "unfreeze.reports.tuning_page",
 }
 __all__ = [
-    "Blend",
     "Classifier",
-    "Faces",
-    "Photos",
+    "Ensemble",
+    "FaceStats",
+    "ImageDataset",
     "Recipe",
     "Run",
     "UnfreezeError",
-    "advise",
-    "against",
     "check",
     "compare",
     "compare_balance",
+    "compare_datasets",
     "compare_labels",
+    "compare_variants",
     "diagnose",
-    "engine",
     "explain",
     "export",
-    "faces",
-    "findings_table",
+    "face_stats",
+    "findings_frame",
     "fit",
-    "helps",
     "inspect",
+    "label_issues",
     "load",
-    "make_people",
-    "open",
+    "make_demo",
+    "open_run",
     "read",
+    "recipe_grid",
+    "recommend",
     "review",
     "serve",
     "studio",
-    "suspects",
     "tune",
-    "vary",
+    "use_backend",
     "write_comparison",
-    "write_eda",
+    "write_data_report",
     "write_report",
     "write_submission",
     "write_tuning",

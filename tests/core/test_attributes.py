@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from unfreeze.core.attributes import parts_of
-from unfreeze.core.tables import Photos
+from unfreeze.core.dataset import ImageDataset, label_columns
 
 
 def photos(rows, classes=None, attributes=("mask", "age"), **more):
@@ -17,12 +16,12 @@ def photos(rows, classes=None, attributes=("mask", "age"), **more):
     table["label"] = [", ".join(map(str, row)) for row in rows]
     table = table.assign(path=[f"{i}.jpg" for i in range(len(rows))], group="g", split="train", **more)
     classes = classes or tuple(sorted(set(table["label"])))
-    return Photos(table, Path(), classes, classes, attributes, "test", "")
+    return ImageDataset(table, Path(), classes, classes, attributes, "test", "")
 
 
 def test_values_stand_in_the_order_of_the_classes():
     classes = ("worn, young", "worn, old", "off, young")
-    found = parts_of(photos([("off", "young"), ("worn", "old"), ("worn", "young")] * 2, classes))
+    found = label_columns(photos([("off", "young"), ("worn", "old"), ("worn", "young")] * 2, classes))
     assert [part.name for part in found] == ["mask", "age"]
     assert found[0].values == ("worn", "off") and found[0].of_class == (0, 0, 1)
     assert found[1].values == ("young", "old") and found[1].of_class == (0, 1, 0)
@@ -31,28 +30,30 @@ def test_values_stand_in_the_order_of_the_classes():
 
 def test_a_class_without_photos_is_read_by_its_name():
     classes = ("off, old", "off, young", "worn, old", "worn, young")
-    found = parts_of(photos([("off", "old"), ("worn", "young"), ("off", "young")], classes))
+    found = label_columns(photos([("off", "old"), ("worn", "young"), ("off", "young")], classes))
     assert found[0].of_class == (0, 0, 1, 1) and found[1].of_class == (0, 1, 0, 1)
 
 
 def test_relabelled_photos_tell_nothing():
     rows = [("off", "old"), ("worn", "young"), ("off", "young")]
-    mended = photos(rows, verdict=["", "", "relabel"])
+    mended = photos(rows, action=["", "", "relabel"])
     mended.table.loc[2, "mask"] = "worn"  # its label stayed "off, young"
-    assert parts_of(mended)[0].of_class == parts_of(photos(rows))[0].of_class
-    assert parts_of(mended.with_table(mended.table.drop(columns="verdict"))) == ()  # two classes with the same values
+    assert label_columns(mended)[0].of_class == label_columns(photos(rows))[0].of_class
+    assert (
+        label_columns(mended.with_table(mended.table.drop(columns="action"))) == ()
+    )  # two classes with the same values
 
 
 def test_labels_that_are_no_combinations_have_no_parts():
     rows = [("off", "old"), ("worn", "young")]
-    assert parts_of(photos([("cat",), ("dog",)], attributes=("kind",))) == ()
-    assert parts_of(photos([("off", "old"), ("worn", "old")])) == ()  # one value is nothing to tell
+    assert label_columns(photos([("cat",), ("dog",)], attributes=("kind",))) == ()
+    assert label_columns(photos([("off", "old"), ("worn", "old")])) == ()  # one value is nothing to tell
     torn = photos([*rows, ("off", "old")])
     torn.table.loc[2, "age"] = "young"
-    assert parts_of(torn) == ()  # a class with two ages
+    assert label_columns(torn) == ()  # a class with two ages
     same = photos(rows)
     same.table.loc[:, ["mask", "age"]] = "x"
-    assert parts_of(same) == ()
+    assert label_columns(same) == ()
     strange = photos(rows, ("off, old", "worn, young", "something, else"))
-    assert len(parts_of(strange)) == 2  # its name reads as two values
-    assert parts_of(photos(rows, ("off, old", "worn, young", "other"))) == ()
+    assert len(label_columns(strange)) == 2  # its name reads as two values
+    assert label_columns(photos(rows, ("off, old", "worn, young", "other"))) == ()

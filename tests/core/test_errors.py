@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from unfreeze.core import errors
-from unfreeze.core.errors import PhotoError, SourceError, UnfreezeError, listed, nearest
+from unfreeze.core.errors import PhotoError, SourceError, UnfreezeError, did_you_mean, join_names
 
 TREE = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, UnfreezeError)]
 
@@ -43,14 +43,14 @@ def test_photo_error_survives_another_process():
 
 
 def test_nearest():
-    assert nearest("lable", ["label", "group"]) == " Did you mean 'label'?"
-    assert nearest("zzz", ["label"]) == ""
-    assert nearest("x", []) == ""
+    assert did_you_mean("lable", ["label", "group"]) == " Did you mean 'label'?"
+    assert did_you_mean("zzz", ["label"]) == ""
+    assert did_you_mean("x", []) == ""
 
 
 def test_listed():
-    assert listed([]) == ""
-    assert listed("ab") == "a, b"
-    assert listed(range(5)) == "0, 1, 2, 3, 4"
-    assert listed(range(8)) == "0, 1, 2, 3, 4 and 3 more"
-    assert listed(["a\nb"]) == "a\N{REPLACEMENT CHARACTER}b"
+    assert join_names([]) == ""
+    assert join_names("ab") == "a, b"
+    assert join_names(range(5)) == "0, 1, 2, 3, 4"
+    assert join_names(range(8)) == "0, 1, 2, 3, 4 and 3 more"
+    assert join_names(["a\nb"]) == "a\N{REPLACEMENT CHARACTER}b"

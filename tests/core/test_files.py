@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from unfreeze.core.errors import StorageError
-from unfreeze.core.files import storage_errors, write_json, write_text, write_whole
+from unfreeze.core.files import atomic_write, translate_os_errors, write_json, write_text
 
 
 def names(folder) -> list[str]:
@@ -45,7 +45,7 @@ def test_interrupted_write_leaves_the_old_file(tmp_path, stop):
         raise stop
 
     with pytest.raises(stop):
-        write_whole(path, write)
+        atomic_write(path, write)
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
 
@@ -53,7 +53,7 @@ def test_interrupted_write_leaves_the_old_file(tmp_path, stop):
 def test_the_temporary_name_keeps_the_suffix(tmp_path):
     """np.save and others append a suffix of their own where it is missing."""
     names = []
-    write_whole(tmp_path / "a.npy", lambda p: (names.append(p.name), p.touch()))
+    atomic_write(tmp_path / "a.npy", lambda p: (names.append(p.name), p.touch()))
     assert names[0].startswith(".") and names[0].endswith(".npy")
 
 
@@ -64,12 +64,12 @@ def test_storage_errors_name_the_path_and_the_remedy(tmp_path, number):
         raise OSError(number, os.strerror(number))
 
     with pytest.raises(StorageError, match=r"a\.txt: .*; (free some space|choose)"):
-        write_whole(tmp_path / "a.txt", write)
+        atomic_write(tmp_path / "a.txt", write)
     assert names(tmp_path) == []
 
 
 def test_other_system_errors_pass():
-    with pytest.raises(ConnectionResetError), storage_errors("x"):
+    with pytest.raises(ConnectionResetError), translate_os_errors("x"):
         raise ConnectionResetError(errno.ECONNRESET, "reset")
 
 
@@ -95,11 +95,11 @@ import resource, signal, sys
 from pathlib import Path
 import numpy as np
 from unfreeze.core.errors import StorageError
-from unfreeze.core.files import write_whole
+from unfreeze.core.files import atomic_write
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 try:
-    write_whole(Path(sys.argv[1]) / "a.npy", lambda p: np.save(p, np.zeros(1_000_000)))
+    atomic_write(Path(sys.argv[1]) / "a.npy", lambda p: np.save(p, np.zeros(1_000_000)))
 except StorageError as error:
     print(error)
 """

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from unfreeze.core.errors import RecipeError
-from unfreeze.core.qualities import QUALITIES
-from unfreeze.core.recipe import Recipe, from_mapping, parse_assignments, read_recipe
+from unfreeze.core.recipe import PRESETS, Recipe, from_dict, parse_overrides, read_recipe
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
@@ -21,16 +20,16 @@ def test_toml_round_trip(path, regex, folds, join, strengths):
             "source.path": path,
             "source.group_regex": regex,
             "source.label": ["a", path],
-            "folds.count": folds,
-            "folds.join_duplicates": join,
-            "probe.strengths": strengths,
+            "folds.n_splits": folds,
+            "folds.group_duplicates": join,
+            "probe.Cs": strengths,
         }
     )
     import tomllib
 
-    assert from_mapping(tomllib.loads(recipe.to_toml())) == recipe
+    assert from_dict(tomllib.loads(recipe.to_toml())) == recipe
     assert recipe.source.path == path
-    assert recipe.probe.strengths == tuple(strengths)
+    assert recipe.probe.Cs == tuple(strengths)
 
 
 def test_toml_is_complete():
@@ -59,10 +58,10 @@ def test_frozen():
         ({"": 1}, "unknown key ''"),
         ({"image.size": -1}, r"image\.size = -1"),
         ({"image.size": "big"}, r"image\.size = 'big'"),
-        ({"folds.count": 1}, r"folds\.count = 1"),
-        ({"probe.strengths": []}, r"probe\.strengths"),
-        ({"probe.strengths": [1.0, 0.0]}, r"probe\.strengths\.1 = 0\.0"),
-        ({"probe.strengths": [float("inf")]}, r"probe\.strengths\.0 = inf"),
+        ({"folds.n_splits": 1}, r"folds\.n_splits = 1"),
+        ({"probe.Cs": []}, r"probe\.Cs"),
+        ({"probe.Cs": [1.0, 0.0]}, r"probe\.Cs\.1 = 0\.0"),
+        ({"probe.Cs": [float("inf")]}, r"probe\.Cs\.0 = inf"),
         ({"image.max_megapixels": float("nan")}, r"image\.max_megapixels = nan"),
         ({"probe.views": ["upside-down"]}, r"probe\.views\.0"),
         ({"strategy": "magic"}, "strategy = 'magic'"),
@@ -77,7 +76,7 @@ def test_what_is_wrong_is_said(changes, said):
 def test_unknown_key_in_a_file_suggests_the_nearest(tmp_path):
     path = tmp_path / "r.toml"
     path.write_text("[folds]\ncuont = 3\n")
-    with pytest.raises(RecipeError, match=r"r\.toml: unknown key 'folds\.cuont'.*'folds\.count'"):
+    with pytest.raises(RecipeError, match=r"r\.toml: unknown key 'folds\.cuont'.*'folds\.n_splits'"):
         read_recipe(path)
 
 
@@ -97,7 +96,7 @@ def test_files_that_cannot_be_read(tmp_path):
 
 def test_assignments():
     given = ["image.size=192", "source.group_regex=(?P<group>a=b)", "backbone=", " seed = 3", 'probe.views=["plain"]']
-    assert parse_assignments(given) == {
+    assert parse_overrides(given) == {
         "image.size": 192,
         "source.group_regex": "(?P<group>a=b)",
         "backbone": "",
@@ -106,13 +105,13 @@ def test_assignments():
     }
     for wrong in ("seed", "=3", ""):
         with pytest.raises(RecipeError, match="key=value"):
-            parse_assignments([wrong])
+            parse_overrides([wrong])
 
 
-@pytest.mark.parametrize("quality", QUALITIES)
+@pytest.mark.parametrize("quality", PRESETS)
 def test_qualities_are_recipes(quality):
-    Recipe().replace(**QUALITIES[quality])
+    Recipe().replace(**PRESETS[quality])
 
 
 def test_good_is_the_default():
-    assert Recipe().replace(**QUALITIES["good"]) == Recipe()
+    assert Recipe().replace(**PRESETS["good"]) == Recipe()

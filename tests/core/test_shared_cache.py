@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import fsspec
 import numpy as np
 import pytest
 from test_cache import WIDTH, Heard, keys_of, names, rows_of, stored
 
-from unfreeze.core import shared_cache
-from unfreeze.core.cache import RowStore, cache_root
+from unfreeze.core import remote_cache
+from unfreeze.core.cache import ArrayStore, cache_root
 from unfreeze.core.errors import MissingExtraError, StorageError
-
-fsspec = pytest.importorskip("fsspec")
 
 
 @pytest.fixture(params=["memory", "file"])
 def url(request, tmp_path, monkeypatch):
     """A place that both machines reach; a bucket in memory, or a folder."""
     found = f"memory://{tmp_path.name}/all" if request.param == "memory" else (tmp_path / "all").as_uri()
-    monkeypatch.setenv(shared_cache.SHARED, found)
+    monkeypatch.setenv(remote_cache.SHARED, found)
     return found
 
 
@@ -32,8 +31,8 @@ def machine(tmp_path, monkeypatch):
     return become
 
 
-def store(kind: str = "features", reporter=None) -> RowStore:
-    return RowStore(cache_root() / kind / "abc", np.float32, (WIDTH,), reporter=reporter)
+def store(kind: str = "features", reporter=None) -> ArrayStore:
+    return ArrayStore(cache_root() / kind / "abc", np.float32, (WIDTH,), reporter=reporter)
 
 
 def test_what_one_machine_has_made_the_other_finds(url, machine):
@@ -51,9 +50,9 @@ def test_what_one_machine_has_made_the_other_finds(url, machine):
 
 
 def test_rows_of_before_there_was_a_shared_cache_go_there(url, machine, monkeypatch):
-    monkeypatch.delenv(shared_cache.SHARED)
+    monkeypatch.delenv(remote_cache.SHARED)
     store().append(keys_of(1), rows_of(1))
-    monkeypatch.setenv(shared_cache.SHARED, url)
+    monkeypatch.setenv(remote_cache.SHARED, url)
     store()
     machine("second")
     assert stored(store(), 1) == [True]
@@ -66,7 +65,7 @@ def test_only_what_is_worth_it_is_shared(url, machine):
 
 
 def test_a_folder_outside_the_cache_is_not_shared(url, machine, tmp_path):
-    RowStore(tmp_path / "elsewhere" / "abc", np.float32, (WIDTH,)).append(keys_of(1), rows_of(1))
+    ArrayStore(tmp_path / "elsewhere" / "abc", np.float32, (WIDTH,)).append(keys_of(1), rows_of(1))
     system, place = fsspec.core.url_to_fs(url)
     assert not system.exists(place) or system.find(place) == []
 
@@ -93,7 +92,7 @@ def test_a_damaged_segment_is_said_and_left_out(url, machine):
 
 def test_keys_come_last_and_whole(machine, tmp_path, monkeypatch):
     """A machine that is cut off in the middle leaves rows that nobody reads."""
-    monkeypatch.setenv(shared_cache.SHARED, (tmp_path / "all").as_uri())
+    monkeypatch.setenv(remote_cache.SHARED, (tmp_path / "all").as_uri())
     system = type(fsspec.core.url_to_fs((tmp_path / "all").as_uri())[0])
 
     def cut(self, *args, **more):
@@ -103,7 +102,7 @@ def test_keys_come_last_and_whole(machine, tmp_path, monkeypatch):
         patch.setattr(system, "mv", cut)
         with pytest.raises(StorageError, match=r"UNFREEZE_SHARED_CACHE: .*abc: ConnectionError: gone; run the same"):
             store().append(keys_of(1), rows_of(1))
-    sending = RowStore(cache_root() / "features" / "abc", np.float32, (WIDTH,))  # goes on, and sends it now
+    sending = ArrayStore(cache_root() / "features" / "abc", np.float32, (WIDTH,))  # goes on, and sends it now
     assert stored(sending, 1) == [True]
     machine("second")
     assert stored(store(), 1) == [True]
@@ -122,11 +121,11 @@ def test_a_url_that_cannot_be_used_is_told(url, error, says, machine, monkeypatc
 
         if find_spec("s3fs"):
             pytest.skip("s3fs is here")
-    monkeypatch.setenv(shared_cache.SHARED, url)
+    monkeypatch.setenv(remote_cache.SHARED, url)
     with pytest.raises(error, match=rf"^UNFREEZE_SHARED_CACHE: .*{says}"):
         store()
 
 
 def test_without_a_url_nothing_is_shared(machine, monkeypatch):
-    monkeypatch.delenv(shared_cache.SHARED, raising=False)
-    assert shared_cache.shared_folder(cache_root() / "features" / "abc", cache_root()) is None
+    monkeypatch.delenv(remote_cache.SHARED, raising=False)
+    assert remote_cache.shared_folder(cache_root() / "features" / "abc", cache_root()) is None

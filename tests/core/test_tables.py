@@ -7,13 +7,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from unfreeze.core.dataset import FINDING_COLUMNS, Finding, ImageDataset, findings_frame, probability_columns
 from unfreeze.core.errors import SourceError
-from unfreeze.core.tables import FINDING_COLUMNS, Finding, Photos, findings_table, probability_columns
 
 
-def photos(**columns) -> Photos:
+def photos(**columns) -> ImageDataset:
     table = pd.DataFrame({"path": ["a", "b"], "label": ["x", "y"], "group": ["1", "2"], "split": "train"} | columns)
-    return Photos(table, Path("/r"), ("x", "y"), ("x", "y"), ("label",), "table", "")
+    return ImageDataset(table, Path("/r"), ("x", "y"), ("x", "y"), ("label",), "table", "")
 
 
 def test_good_one():
@@ -49,10 +49,10 @@ def test_with_table_appends_findings():
 
 def test_findings_table():
     kinds = ["info", "error", "warning", "error"]
-    table = findings_table([Finding(str(i), kind, "m", "f") for i, kind in enumerate(kinds)])
+    table = findings_frame([Finding(str(i), kind, "m", "f") for i, kind in enumerate(kinds)])
     assert list(table.columns) == list(FINDING_COLUMNS)
     assert list(table["check"]) == ["1", "3", "2", "0"]
-    assert list(findings_table([]).columns) == list(FINDING_COLUMNS)
+    assert list(findings_frame([]).columns) == list(FINDING_COLUMNS)
 
 
 def test_probability_columns():

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 
-from unfreeze.data import aligned
-from unfreeze.data.aligned import _TILE, aligned_duplicates
-from unfreeze.data.images import MAX_PIXELS
-from unfreeze.data.looks import _row
+from unfreeze.data import crop_duplicates
+from unfreeze.data.crop_duplicates import _TILE, find_cropped_duplicates
+from unfreeze.data.decode import MAX_PIXELS
+from unfreeze.data.scan import _row
 
 
 def scene(seed: int, width: int = 320, height: int = 240) -> Image.Image:
@@ -69,7 +69,7 @@ def rows(images):
 
 def found(images):
     seen = rows(images)
-    return aligned_duplicates(seen["grey"], seen["thumb"], np.ones(len(seen), bool)).tolist()
+    return find_cropped_duplicates(seen["grey"], seen["thumb"], np.ones(len(seen), bool)).tolist()
 
 
 @pytest.mark.parametrize("name", COPIES)
@@ -105,16 +105,16 @@ def test_tiles_cover_all_pairs():
     pairs = [[0, n - 1], [_TILE - 1, _TILE], [5, _TILE + 5], [_TILE + 7, 2 * _TILE + 7]]
     for a, b in pairs:
         grey[b] = grey[a]
-    assert aligned_duplicates(grey, thumb, np.ones(n, bool)).tolist() == sorted(pairs)
+    assert find_cropped_duplicates(grey, thumb, np.ones(n, bool)).tolist() == sorted(pairs)
     unusable = np.ones(n, bool)
     unusable[0] = False
-    assert aligned_duplicates(grey, thumb, unusable).tolist() == sorted(pairs[1:])
+    assert find_cropped_duplicates(grey, thumb, unusable).tolist() == sorted(pairs[1:])
 
 
 def test_flat_and_none():
     grey, thumb = np.full((3, 32, 32), 128, np.uint8), np.zeros((3, 8, 8, 3), np.uint8)
-    assert aligned_duplicates(grey, thumb, np.ones(3, bool)).shape == (0, 2)
-    assert aligned_duplicates(grey, thumb, np.zeros(3, bool)).shape == (0, 2)
+    assert find_cropped_duplicates(grey, thumb, np.ones(3, bool)).shape == (0, 2)
+    assert find_cropped_duplicates(grey, thumb, np.zeros(3, bool)).shape == (0, 2)
 
 
 def test_a_crowd_costs_no_squares():
@@ -123,7 +123,7 @@ def test_a_crowd_costs_no_squares():
     one = np.kron(draws.integers(0, 256, (8, 8)), np.ones((4, 4)))
     grey = np.clip(one + draws.normal(0, 3, (3000, 32, 32)), 0, 255).astype(np.uint8)
     started = time.process_time()
-    pairs = aligned_duplicates(grey, np.zeros((3000, 8, 8, 3), np.uint8), np.ones(3000, bool))
+    pairs = find_cropped_duplicates(grey, np.zeros((3000, 8, 8, 3), np.uint8), np.ones(3000, bool))
     assert len(pairs) <= 3000 * 2 * 8
     assert len(np.unique(pairs)) == 3000
     assert time.process_time() - started < 30
@@ -134,21 +134,21 @@ def test_trees_find_what_all_tiles_find(monkeypatch):
     originals = [scene(seed, 64, 48) for seed in range(600)]
     seen = rows([*originals, *(cropped(image, 0.03, 0.02, 0.0, 0.03) for image in originals)])
     asked = seen["grey"], seen["thumb"], np.ones(len(seen), bool)
-    every = set(map(tuple, aligned_duplicates(*asked).tolist()))
+    every = set(map(tuple, find_cropped_duplicates(*asked).tolist()))
     assert len(every) > 500
-    monkeypatch.setattr(aligned, "_ALL", 0)
-    monkeypatch.setattr(aligned, "_tree", functools.partial(aligned._tree, leaf=16))
-    some = [set(map(tuple, aligned_duplicates(*asked).tolist())) for _ in range(2)]
+    monkeypatch.setattr(crop_duplicates, "_ALL", 0)
+    monkeypatch.setattr(crop_duplicates, "_tree", functools.partial(crop_duplicates._tree, leaf=16))
+    some = [set(map(tuple, find_cropped_duplicates(*asked).tolist())) for _ in range(2)]
     assert some[0] == some[1] <= every
     assert len(some[0]) >= 0.98 * len(every)
 
 
 def test_leaves_hold_every_photo_once():
     low = np.random.default_rng(0).normal(0, 1, (1000, 64)).astype(np.float32)
-    leaves = [here for here, _ in aligned._tree(low, 0, leaf=30)]
+    leaves = [here for here, _ in crop_duplicates._tree(low, 0, leaf=30)]
     assert max(map(len, leaves)) <= 30
     assert sorted(np.concatenate(leaves).tolist()) == list(range(1000))
-    assert len(list(aligned._tree(np.ones((100, 64), np.float32), 0, leaf=30))) == 4  # all alike: still halves
+    assert len(list(crop_duplicates._tree(np.ones((100, 64), np.float32), 0, leaf=30))) == 4  # all alike: still halves
 
 
 @pytest.mark.parametrize("most", [1, 3, 8])
@@ -160,9 +160,9 @@ def test_the_closest_of_each_row_are_those_that_sorting_finds(most, same, share)
     close = np.where(draws.random((50, 50)) < share, draws.integers(86, 100, (50, 50)) / 100, 0.5).astype(np.float32)
     wanted = set()
     for i, row in enumerate(close):
-        near = [j for j in range(i + 1 if same else 0, 50) if row[j] >= aligned.NEAR_COSINE]
+        near = [j for j in range(i + 1 if same else 0, 50) if row[j] >= crop_duplicates.NEAR_COSINE]
         wanted |= {(i, j) for j in sorted(near, key=lambda j: (-row[j], j))[:most]}
-    i, j, cosine = aligned._closest(close.copy(), most, same)
+    i, j, cosine = crop_duplicates._closest(close.copy(), most, same)
     assert len(i) == len(wanted) and set(zip(i.tolist(), j.tolist(), strict=True)) == wanted
     np.testing.assert_array_equal(cosine, close[i, j])
 
@@ -172,14 +172,14 @@ def test_the_best_of_each_photo_are_those_that_sorting_finds():
     photo, close = draws.integers(0, 30, 500), draws.integers(86, 101, 500).astype(np.float32) / 100
     order = np.lexsort((-close, photo))
     wanted = [k for p in range(30) for k in order[photo[order] == p][:4]]
-    assert aligned._best_of_each(photo, close, 4).tolist() == wanted
+    assert crop_duplicates._best_of_each(photo, close, 4).tolist() == wanted
 
 
 def test_halving_as_a_product_is_the_mean_of_four():
     draws = np.random.default_rng(0)
     a = draws.uniform(0, 255, (32, 32)).astype(np.float32)
-    right, left = aligned._halving(32)
-    across = aligned._across(32)
+    right, left = crop_duplicates._halving(32)
+    across = crop_duplicates._across(32)
 
     def halved(x):
         return x.reshape(16, 2, 16, 2).mean((1, 3))
@@ -197,6 +197,6 @@ def test_colours_are_told_exactly_whatever_the_grey():
     thumb = np.random.default_rng(0).integers(20, 200, (3, 8, 8, 3)).astype(np.uint8)
     thumb[1] = thumb[0] + 30
     thumb[2] = thumb[0] + np.array([15, 0, 0], np.uint8)
-    tint = aligned._tints(thumb, np.arange(3))
+    tint = crop_duplicates._tints(thumb, np.arange(3))
     assert np.array_equal(tint[0], tint[1])
-    assert np.unique((tint[2] - tint[0]) / aligned._TINT_UNIT).tolist() == [-5.0, 10.0]
+    assert np.unique((tint[2] - tint[0]) / crop_duplicates._TINT_UNIT).tolist() == [-5.0, 10.0]

@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from unfreeze.core.tables import Photos
-from unfreeze.data.checks import CHECKS, SLOW, check, register, run_checks
-from unfreeze.data.file_checks import robust_z
+from unfreeze.core.dataset import ImageDataset
+from unfreeze.data.check_registry import CHECKS, SLOW, register
+from unfreeze.data.checks import check, run_checks
+from unfreeze.data.image_checks import robust_z
 
 
 def picture(path, seed: int, side: int = 40, **options) -> None:
@@ -27,14 +28,14 @@ def photos(tmp_path, fresh_cache):
         picture(tmp_path / "p" / path, i)
         rows.append((path, "ab"[i % 2], path, "train"))
     table = pd.DataFrame(rows, columns=["path", "label", "group", "split"])
-    return Photos(table, tmp_path / "p", ("a", "b"), ("a", "b"), ("label",), "class_folders", "")
+    return ImageDataset(table, tmp_path / "p", ("a", "b"), ("a", "b"), ("label",), "class_folders", "")
 
 
-def changed(photos, **columns) -> Photos:
+def changed(photos, **columns) -> ImageDataset:
     return photos.with_table(photos.table.assign(**columns))
 
 
-def added(photos, *rows) -> Photos:
+def added(photos, *rows) -> ImageDataset:
     extra = pd.DataFrame(rows, columns=["path", "label", "group", "split"])
     return photos.with_table(pd.concat([photos.table, extra], ignore_index=True))
 
@@ -83,9 +84,65 @@ def test_two_labels_for_one_photo(photos):
     told = found(added(photos, ("b/copy.png", "b", "x", "train"), ("b/near.jpg", "b", "y", "train")))
     assert told["exact-duplicates-disagree"] == (
         "error",
-        "the same photo is labelled 'a' here and 'b' in b/copy.png",
+        "1 of 1 exact duplicate pair(s) have two labels: a/0.png ('a') = b/copy.png ('b')",
     )
     assert told["near-duplicates-disagree"][0] == "warning"
+
+
+def test_many_pairs_with_two_labels_are_one_finding(photos):
+    for i in range(6):
+        copy(photos, f"{'ab'[i % 2]}/{i}.png", f"{'ba'[i % 2]}/copy{i}.png")
+    more = [(f"{'ba'[i % 2]}/copy{i}.png", "ba"[i % 2], f"g{i}", "train") for i in range(6)]
+    findings = [f for f in check(added(photos, *more)).findings if f.check == "exact-duplicates-disagree"]
+    assert [f.path for f in findings] == ["a/0.png"]
+    assert findings[0].message == (
+        "6 of 6 exact duplicate pair(s) have two labels: a/0.png ('a') = b/copy0.png ('b'), b/1.png ('b') = "
+        "a/copy1.png ('a'), a/2.png ('a') = b/copy2.png ('b') and 3 more"
+    )
+    assert "12 of 18 images are joined with their copies" in found(added(photos, *more))["exact-duplicates"][1]
+
+
+def test_a_large_joined_group(photos):
+    """Fourteen copies of one photo among 26; not if the given group is as large."""
+    more = [(f"a/copy{i}.png", "a", f"g{i}", "train") for i in range(14)]
+    for row in more:
+        copy(photos, "a/0.png", row[0])
+    finding = next(f for f in check(added(photos, *more)).findings if f.check == "large-joined-group")
+    assert finding.severity == "warning"
+    assert finding.message.startswith("15 of 26 images (58%) are one group, because their copies were joined: a/0.png")
+    assert finding.fix.endswith('if not: recipe.replace(**{"folds.group_duplicates": False}).')
+    given = [(path, label, "a/0.png", split) for path, label, _, split in more]
+    assert "large-joined-group" not in found(added(photos, *given))
+
+
+def flat(path, seed: int) -> None:
+    """A gray thing on white with a dot: by hash and thumbnail all are one image."""
+    draw = np.random.default_rng(seed)
+    pixels = np.full((96, 96, 3), 250.0)
+    pixels[36:60, 36:60] = draw.uniform(40, 220, 3)
+    x, y = draw.integers(38, 52, 2)
+    pixels[y : y + 6, x : x + 6] = draw.uniform(0, 255, 3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((pixels + draw.normal(0, 2, pixels.shape)).clip(0, 255).astype(np.uint8)).save(path)
+
+
+def test_look_alikes_are_told_in_one_finding(tmp_path, fresh_cache):
+    rows = []
+    for i in range(60):
+        path = f"{'ab'[i % 2]}/{i}.png"
+        flat(tmp_path / "p" / path, i)
+        rows.append((path, "ab"[i % 2], path, "train"))
+    table = pd.DataFrame(rows, columns=["path", "label", "group", "split"])
+    photos = ImageDataset(table, tmp_path / "p", ("a", "b"), ("a", "b"), ("label",), "class_folders", "")
+    checked = check(photos)
+    told = {f.check: f for f in checked.findings}
+    assert {"huge-group", "large-joined-group", "near-duplicates-disagree"}.isdisjoint(told)
+    finding = told["look-alikes"]
+    assert finding.severity == "info" and finding.path in finding.message
+    assert finding.message.startswith("60 of 60 images look alike: ")
+    assert "and in 50% of any two images; not joined: " in finding.message
+    assert "group_regex=PATTERN" in finding.fix
+    assert checked.table["unit"].value_counts().max() <= 3
 
 
 def test_the_same_photo_in_training_and_test(photos):
@@ -134,7 +191,7 @@ def test_a_check_is_registered_once():
         register(name)(lambda photos, looks: [])
 
 
-def people(photos, groups: int = 30) -> Photos:
+def people(photos, groups: int = 30) -> ImageDataset:
     """Three photos a person (worn, worn, normal), nothing wrong; files are there, though all alike is not asked."""
     rows = []
     for g in range(groups):
@@ -144,10 +201,10 @@ def people(photos, groups: int = 30) -> Photos:
             rows.append((path, f"{mask}, {'fm'[g % 2]}", f"person {g:02d}", "train", mask, "fm"[g % 2]))
     table = pd.DataFrame(rows, columns=["path", "label", "group", "split", "mask", "gender"])
     names = tuple(sorted(set(table["label"])))
-    return Photos(table, photos.root, names, names, ("mask", "gender"), "table", "")
+    return ImageDataset(table, photos.root, names, names, ("mask", "gender"), "table", "")
 
 
-def relabelled(photos, row: int, **values) -> Photos:
+def relabelled(photos, row: int, **values) -> ImageDataset:
     table = photos.table.copy()
     for name, value in values.items():
         table.loc[row, name] = value
@@ -185,7 +242,7 @@ def test_no_rule_without_enough_groups_or_agreement(photos):
 def test_combinations_without_a_photo(photos):
     table = people(photos).table.query("label != 'normal, f'").reset_index(drop=True)
     names = tuple(sorted(set(table["label"])))
-    some = Photos(table, photos.root, names, names, ("mask", "gender"), "table", "")
+    some = ImageDataset(table, photos.root, names, names, ("mask", "gender"), "table", "")
     severity, message = found(some)["empty-combinations"]
     assert severity == "info" and "1 of 4 combinations of mask, gender have no photo: normal/f" in message
 
@@ -249,4 +306,4 @@ def test_a_shortcut_in_the_file(photos):
         rows.append((path, "ab"[i % 2], path, "train"))
     severity, message = found(added(photos, *rows))["shortcuts"]
     assert severity == "warning"
-    assert "alone tells the class: balanced accuracy" in message
+    assert "alone predicts the class better than chance: balanced accuracy" in message

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from unfreeze.core.errors import SourceError
-from unfreeze.core.recipe_sections import Source
-from unfreeze.data.competition import CLASSES
+from unfreeze.core.recipe_schema import Source
+from unfreeze.data.mask_competition import CLASSES
 from unfreeze.data.readers import read
 
 STEMS = ("mask1", "mask2", "mask3", "mask4", "mask5", "incorrect_mask", "normal")
@@ -148,10 +148,10 @@ def test_unknown_missing_and_unlisted_photos(tmp_path):
         ),
         (
             [("1", "male", "20"), ("2", "male", "old")],
-            r"'age' is no number of years in 1 row \(3\), first: 'old'",
+            r"'age' is not a number of years in 1 row \(3\), first: 'old'",
         ),
-        ([("1", "male", "nan")], "'age' is no number of years"),
-        ([("1", "male", "-3")], "'age' is no number of years"),
+        ([("1", "male", "nan")], "'age' is not a number of years"),
+        ([("1", "male", "-3")], "'age' is not a number of years"),
         ([("1", "male", "")], r"'age' is empty in 1 row \(2\)"),
         ([], "no rows"),
     ],
@@ -193,5 +193,38 @@ def test_options(tmp_path):
     root = competition(tmp_path)
     photos = read(root, Source(group_regex=r"images/(?P<group>\d+)", split="none"))
     assert sorted(set(photos.table["group"])) == ["000001", "000002", "001498"]
-    with pytest.raises(SourceError, match="--group-regex"):
+    with pytest.raises(SourceError, match="group_regex="):
         read(root, Source(group="id"))
+
+
+def test_other_competitions_with_a_train_csv(tmp_path):
+    """train/train.csv beside train/images is common; only this competition's columns make it this layout."""
+    for name in ("1.jpg", "2.jpg"):
+        (tmp_path / "train/images").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "train/images" / name).write_bytes(b"x")
+    (tmp_path / "train/train.csv").write_text("file,label\n1.jpg,a\n2.jpg,b\n")
+    with pytest.raises(SourceError, match=r"train\.csv names classes: uf\.check\('\S+train\.csv', root='\S+images'\)"):
+        read(tmp_path)
+
+
+def test_a_table_in_an_older_encoding(tmp_path):
+    root = competition(tmp_path / "mask")
+    file = root / "train/train.csv"
+    file.write_bytes(file.read_text(encoding="utf-8").replace("Asian,", "아시아,").encode("cp949"))
+    photos = read(root)
+    assert photos.choice.startswith("competition layout mask (cp949, '아시아'): ")
+    assert photos.table["group"].nunique() == 3
+    with pytest.raises(SourceError, match="is not encoded as utf-8"):
+        read(root, Source(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["group", "person", "patient"])
+def test_an_empty_group_column_changes_nothing(tmp_path, name):
+    """The person's folder is the group, whatever other columns say."""
+    root = competition(tmp_path / "mask")
+    file = root / "train/train.csv"
+    header, *rows = file.read_text(encoding="utf-8").splitlines()
+    file.write_text("\n".join([f"{header},{name}", *(f"{row}," for row in rows)]) + "\n", encoding="utf-8")
+    photos = read(root)
+    assert photos.table["group"].nunique() == 3
+    assert photos.findings == ()

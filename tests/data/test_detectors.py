@@ -12,10 +12,17 @@ import pytest
 
 from facesets import PORTRAIT, portrait, scene, wall
 from unfreeze.core.errors import DetectorError, MissingExtraError
-from unfreeze.data import detectors as module
-from unfreeze.data.detectors import DETECTORS, Known, RetinaFace, find_detector, register, shrunk, unlike
+from unfreeze.data import face_detectors as module
+from unfreeze.data.face_detectors import (
+    DETECTORS,
+    DetectorEntry,
+    RetinaFace,
+    find_detector,
+    non_max_suppression,
+    register,
+    resize_long_side,
+)
 
-pytest.importorskip("openvino")
 needs_model = pytest.mark.skipif(not importlib.util.find_spec("retinaface"), reason="the extra faces is not installed")
 
 
@@ -119,14 +126,14 @@ def test_overlapping_boxes_give_way_to_surer_ones(seed):
     for i, box in enumerate(boxes):
         if all(share(box, boxes[j]) < 0.4 for j in kept):
             kept.append(i)
-    assert unlike(boxes, 0.4).tolist() == kept
-    assert unlike(np.zeros((0, 4), np.float32), 0.4).tolist() == []
+    assert non_max_suppression(boxes, 0.4).tolist() == kept
+    assert non_max_suppression(np.zeros((0, 4), np.float32), 0.4).tolist() == []
 
 
 @pytest.mark.parametrize("size", [(640, 480), (48, 64), (1, 500), (320, 320)])
 def test_shrunk_has_the_long_side(size):
     photo = np.asarray(wall(size))
-    found = shrunk(photo, 320)
+    found = resize_long_side(photo, 320)
     assert max(found.shape[:2]) == 320 and min(found.shape[:2]) >= 1
     assert np.abs(np.array(found.shape[1::-1]) - np.array(size) * 320 / max(size)).max() <= 1
 
@@ -161,7 +168,7 @@ def test_unknown_names_and_files_are_refused(tmp_path: Path):
         find_detector(str(tmp_path / "absent.onnx"))
     bad = tmp_path / "bad.onnx"
     bad.write_bytes(b"not a network")
-    with pytest.raises(DetectorError, match=r"bad\.onnx: is no RetinaFace network"):
+    with pytest.raises(DetectorError, match=r"bad\.onnx: is not a RetinaFace network"):
         find_detector(str(bad)).open()
 
 
@@ -199,4 +206,4 @@ def test_the_registry_knows_identities_without_loading_and_takes_no_name_twice()
     if importlib.util.find_spec("retinaface"):
         assert DETECTORS["retinaface"].open().identity == DETECTORS["retinaface"].identity
     with pytest.raises(ValueError, match="twice"):
-        register("retinaface", Known("x", lambda: pytest.fail("opened")))
+        register("retinaface", DetectorEntry("x", lambda: pytest.fail("opened")))

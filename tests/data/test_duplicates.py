@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unfreeze.data import duplicates
-from unfreeze.data.duplicates import NEAR_BITS, NEAR_COLOUR, exact_duplicates, joined_groups, near_duplicates
+from unfreeze.data.duplicates import NEAR_BITS, NEAR_COLOUR, connected_groups, exact_duplicates, near_duplicates
 
 
 def random_looks(n, draw):
@@ -59,7 +59,7 @@ def test_a_long_burst_is_one_group():
     for i in range(300):
         hashes[i] = flip(hashes[0], int(draw.integers(0, 5)), draw)
         thumbs[i] = thumbs[0]
-    groups = joined_groups(np.arange(301), near_duplicates(hashes, thumbs, np.ones(301, bool)))
+    groups = connected_groups(np.arange(301), near_duplicates(hashes, thumbs, np.ones(301, bool)))
     assert len(set(groups[:300])) == 1
     assert groups[300] not in groups[:300]
 
@@ -68,7 +68,7 @@ def test_plain_photos_of_many_colours():
     """One hash, 200 photos in two colours that interleave: two groups, whichever comes first."""
     hashes, thumbs = np.zeros((200, 4), np.uint64), np.zeros((200, 8, 8, 3), np.uint8)
     thumbs[1::2] = 200
-    groups = joined_groups(np.arange(200), near_duplicates(hashes, thumbs, np.ones(200, bool)))
+    groups = connected_groups(np.arange(200), near_duplicates(hashes, thumbs, np.ones(200, bool)))
     assert len(set(groups[::2])) == len(set(groups[1::2])) == 1
     assert groups[0] != groups[1]
 
@@ -92,7 +92,7 @@ def test_exact():
 def test_joining_against_union_find(groups, data):
     index = st.integers(0, len(groups) - 1)
     pairs = data.draw(st.lists(st.tuples(index, index), max_size=8))
-    found = joined_groups(np.array(groups, object), np.array(pairs, np.int64).reshape(-1, 2))
+    found = connected_groups(np.array(groups, object), np.array(pairs, np.int64).reshape(-1, 2))
     root = {name: name for name in groups}
 
     def top(name):
@@ -108,8 +108,8 @@ def test_256_ties_between_two_groups():
     """Counted in eight bits they would cancel out."""
     groups = np.repeat([0, 1], 256)
     pairs = np.stack([np.arange(256), np.arange(256, 512)], 1)
-    assert len(set(joined_groups(groups, pairs))) == 1
-    assert len(set(joined_groups(groups))) == 2
+    assert len(set(connected_groups(groups, pairs))) == 1
+    assert len(set(connected_groups(groups))) == 2
 
 
 def test_speed():
@@ -121,7 +121,7 @@ def test_speed():
     near_duplicates(hashes, thumbs, usable)
     hashes[:] = 0
     thumbs[:] = 0
-    assert len(set(joined_groups(np.arange(20_000), near_duplicates(hashes, thumbs, usable)))) == 1
+    assert len(set(connected_groups(np.arange(20_000), near_duplicates(hashes, thumbs, usable)))) == 1
     assert time.perf_counter() - started < 8
 
 

@@ -11,14 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facesets import scene, wall
-from unfreeze.core.cache import KINDS, RowStore, cache_table, clear_cache, content_key
+from unfreeze.core.cache import KINDS, ArrayStore, cache_table, clear_cache, content_hash
 from unfreeze.core.errors import DetectorError, PhotoError
 from unfreeze.data import face_boxes as module
-from unfreeze.data.detectors import DETECTORS, Known
-from unfreeze.data.face_boxes import MOST, FaceBoxes, box_of, cached_boxes
-from unfreeze.data.images import load_square
+from unfreeze.data.decode import load_crop
+from unfreeze.data.face_boxes import MOST, FaceBoxes, crop_of, detect_faces_cached
+from unfreeze.data.face_detectors import DETECTORS, DetectorEntry
 
-pytest.importorskip("openvino")
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("retinaface"), reason="the extra faces is not installed")
 
 
@@ -35,11 +34,13 @@ def files(tmp_path):
 
 
 def keys_of(files):
-    return np.array([content_key(f.read_bytes()) for f in files], np.uint64)
+    return np.array([content_hash(f.read_bytes()) for f in files], np.uint64)
 
 
 def found_in(files, readable=None, **more):
-    return cached_boxes(files, keys_of(files), np.ones(len(files), bool) if readable is None else readable, **more)
+    return detect_faces_cached(
+        files, keys_of(files), np.ones(len(files), bool) if readable is None else readable, **more
+    )
 
 
 def test_faces_in_shares_of_the_photo(fresh_cache, files):
@@ -61,7 +62,9 @@ def test_a_second_call_searches_nothing_whatever_the_photos_are_called(fresh_cac
     for old, new in zip(reversed(files), moved, strict=True):
         shutil.copy(old, new)
     monkeypatch.setitem(
-        DETECTORS, "retinaface", Known(DETECTORS["retinaface"].identity, lambda: pytest.fail("loaded although kept"))
+        DETECTORS,
+        "retinaface",
+        DetectorEntry(DETECTORS["retinaface"].identity, lambda: pytest.fail("loaded although kept")),
     )
     again = found_in(moved)
     np.testing.assert_array_equal(again.boxes, before.boxes[::-1])
@@ -88,10 +91,10 @@ def test_bad_photos_are_passed_over(fresh_cache, files):
     """Cut off, gone and changed since the first look: the others are searched."""
     keys = keys_of(files)
     files[0].write_bytes(files[0].read_bytes()[:500])
-    keys[0] = content_key(files[0].read_bytes())
+    keys[0] = content_hash(files[0].read_bytes())
     files[1].unlink()
     scene((5, 5), person=9).save(files[2])
-    found = cached_boxes(files, keys, np.array([True] * 5 + [False]))
+    found = detect_faces_cached(files, keys, np.array([True] * 5 + [False]))
     assert found.searched.tolist() == [False, False, False, True, True, False]
     assert found.count.tolist()[:3] == [0, 0, 0] and found.count[3] > 0
     assert np.isnan(found.squares(0.3)[[0, 1, 2, 4, 5]]).all()
@@ -114,7 +117,7 @@ def test_an_interruption_keeps_what_was_found(fresh_cache, files, monkeypatch):
                 raise KeyboardInterrupt
             return self.inner.find(photos)
 
-    monkeypatch.setitem(DETECTORS, "retinaface", Known(real.identity, Interrupted))
+    monkeypatch.setitem(DETECTORS, "retinaface", DetectorEntry(real.identity, Interrupted))
     with pytest.raises(KeyboardInterrupt):
         found_in(files)
     assert next(row for row in cache_table() if row["kind"] == "faces")["rows"] == 4
@@ -133,7 +136,7 @@ def test_the_largest_come_first_and_a_crowd_is_counted_whole(fresh_cache, files,
             boxes = np.concatenate([corners, corners + sizes], 1).astype(np.float32)
             return [(boxes, np.linspace(1, 0.5, n, dtype=np.float32)) for _ in photos]
 
-    monkeypatch.setitem(DETECTORS, "crowd", Known("crowd", Crowd))
+    monkeypatch.setitem(DETECTORS, "crowd", DetectorEntry("crowd", Crowd))
     found = found_in(files[:1], detector="crowd")
     assert found.count.tolist() == [3 * MOST]
     sides = (found.boxes[0, :, 2] - found.boxes[0, :, 0]) * 320
@@ -147,7 +150,7 @@ def test_detectors_do_not_share_a_cache(fresh_cache, files, monkeypatch):
         def find(self, photos):
             return [(np.zeros((0, 4), np.float32), np.zeros(0, np.float32)) for _ in photos]
 
-    monkeypatch.setitem(DETECTORS, "blind", Known("blind", Blind))
+    monkeypatch.setitem(DETECTORS, "blind", DetectorEntry("blind", Blind))
     assert found_in(files, detector="blind").count.tolist() == [0] * 6
     assert found_in(files).count.sum() >= 5
     with pytest.raises(DetectorError):
@@ -195,9 +198,9 @@ def test_margin_and_moving_at_the_edge():
 
 def test_box_of_is_the_centre_without_a_square():
     squares = np.array([[0.1, 0.2, 0.3, 0.4], [np.nan] * 4])
-    assert box_of(squares, 0) == (0.1, 0.2, 0.3, 0.4)
-    assert box_of(squares, 1) is None
-    assert box_of(None, 0) is None
+    assert crop_of(squares, 0) == (0.1, 0.2, 0.3, 0.4)
+    assert crop_of(squares, 1) is None
+    assert crop_of(None, 0) is None
 
 
 def test_a_box_is_what_is_loaded(tmp_path):
@@ -205,16 +208,16 @@ def test_a_box_is_what_is_loaded(tmp_path):
     photo = scene((100, 20), (640, 480))
     photo.save(tmp_path / "a.png")
     box = (100 / 640, 40 / 480, 196 / 640, 136 / 480)
-    seen = load_square((tmp_path / "a.png").read_bytes(), 96, 0.5, box=box)
+    seen = load_crop((tmp_path / "a.png").read_bytes(), 96, 0.5, box=box)
     np.testing.assert_array_equal(seen, np.asarray(photo.crop((100, 40, 196, 136))))
     large = photo.resize((2560, 1920))
     large.save(tmp_path / "a.jpg", quality=95)
-    seen = load_square((tmp_path / "a.jpg").read_bytes(), 96, 0.5, box=box).astype(float)
+    seen = load_crop((tmp_path / "a.jpg").read_bytes(), 96, 0.5, box=box).astype(float)
     wanted = np.asarray(large.crop((400, 160, 784, 544)).resize((96, 96), 3)).astype(float)
     assert np.abs(seen - wanted).mean() < 2
     with pytest.raises(PhotoError):
-        load_square(b"no photo", 96, 0.5, box=box)
+        load_crop(b"no photo", 96, 0.5, box=box)
 
 
 def test_rows_fit_their_store(fresh_cache, tmp_path):
-    assert RowStore(tmp_path / "rows", module._DTYPE).dtype.itemsize < 400  # 20,000 photos in 8 MB
+    assert ArrayStore(tmp_path / "rows", module._DTYPE).dtype.itemsize < 400  # 20,000 photos in 8 MB

@@ -11,10 +11,10 @@ import pytest
 
 import unfreeze as uf
 from facesets import masks, scene
+from unfreeze.core.dataset import ImageDataset
 from unfreeze.core.errors import DetectorError
-from unfreeze.core.tables import Photos
-from unfreeze.data.faces import Faces, faces, faces_of, heat_map, share_interval
-from unfreeze.data.looks import look
+from unfreeze.data.face_stats import FaceStats, clustered_proportion_ci, face_stats, faces_of, heat_map
+from unfreeze.data.scan import scan_images
 
 needs_model = pytest.mark.skipif(not importlib.util.find_spec("retinaface"), reason="the extra faces is not installed")
 
@@ -32,8 +32,8 @@ def source(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(source) -> Faces:
-    return uf.faces(uf.read(source))
+def found(source) -> FaceStats:
+    return uf.face_stats(uf.read(source))
 
 
 @needs_model
@@ -91,7 +91,7 @@ def test_a_set_without_any_face_is_said(tmp_path):
     root = masks(tmp_path / "walls", people=2, faceless=2)
     photos = uf.read(root)
     walls = photos.table[photos.table["label"] == "worn"].reset_index(drop=True)
-    found = faces(Photos(walls, root, ("worn",), ("worn",), (), "test", ""))
+    found = face_stats(ImageDataset(walls, root, ("worn",), ("worn",), (), "test", ""))
     assert found.total["share"] == 1.0 and found.heat.max() == 0
     assert np.isnan(found.total["area_median"])
     assert found.sentence().startswith("No face was found in 2 of 2 photos (100.0 %")
@@ -103,7 +103,7 @@ def test_no_readable_photo_is_said(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.jpg").write_bytes(b"\xff\xd8\xff")
     table = pd.DataFrame({"path": ["a/1.jpg"], "label": "a", "group": "g", "split": "train"})
-    found = faces(Photos(table, tmp_path, ("a",), ("a",), (), "test", ""))
+    found = face_stats(ImageDataset(table, tmp_path, ("a",), ("a",), (), "test", ""))
     assert found.sentence() == "No photo could be searched for faces."
     assert found.total["photos"] == 0 and np.isnan(found.total["share"])
     json.dumps(found.described(), allow_nan=False)
@@ -112,13 +112,13 @@ def test_no_readable_photo_is_said(tmp_path):
 @needs_model
 def test_after_a_first_look_it_is_the_same(source, found):
     photos = uf.read(source)
-    pd.testing.assert_frame_equal(faces_of(photos, look(photos)).photos, found.photos)
+    pd.testing.assert_frame_equal(faces_of(photos, scan_images(photos)).photos, found.photos)
 
 
 def test_an_unknown_detector_is_refused_before_any_work(source, monkeypatch):
-    monkeypatch.setattr("unfreeze.data.faces.look", lambda *_: pytest.fail("looked"))
+    monkeypatch.setattr("unfreeze.data.face_stats.scan_images", lambda *_: pytest.fail("looked"))
     with pytest.raises(DetectorError, match="known are retinaface"):
-        faces(uf.read(source), "eyes")
+        face_stats(uf.read(source), "eyes")
 
 
 def test_the_heat_map_is_the_share_that_covers_each_cell():
@@ -131,21 +131,21 @@ def test_the_heat_map_is_the_share_that_covers_each_cell():
 
 def test_intervals_are_wilsons_for_photos_alone():
     """Against the textbook: 0 of 10 and 5 of 10 (Wilson 1927; e.g. R's binom.confint)."""
-    assert share_interval(np.zeros(10, bool), np.arange(10)) == pytest.approx((0, 0, 0.2775), abs=1e-4)
-    half = share_interval(np.arange(10) < 5, np.arange(10))
+    assert clustered_proportion_ci(np.zeros(10, bool), np.arange(10)) == pytest.approx((0, 0, 0.2775), abs=1e-4)
+    half = clustered_proportion_ci(np.arange(10) < 5, np.arange(10))
     assert half == pytest.approx((0.5, 0.2366, 0.7634), abs=1e-4)
-    assert np.isnan(share_interval(np.zeros(0, bool), np.zeros(0))).all()
+    assert np.isnan(clustered_proportion_ci(np.zeros(0, bool), np.zeros(0))).all()
 
 
 def test_photos_of_one_group_count_less():
     """Groups that are all alike weigh as one photo each; groups that are mixed by chance change little."""
     groups = np.repeat(np.arange(10), 7)
-    alike = share_interval(groups < 3, groups)
-    alone = share_interval(np.arange(10) < 3, np.arange(10))
+    alike = clustered_proportion_ci(groups < 3, groups)
+    alone = clustered_proportion_ci(np.arange(10) < 3, np.arange(10))
     assert alike == pytest.approx(alone, abs=0.03)
-    mixed = share_interval(np.random.default_rng(0).random(70) < 0.3, groups)
+    mixed = clustered_proportion_ci(np.random.default_rng(0).random(70) < 0.3, groups)
     assert mixed[2] - mixed[1] < 0.75 * (alike[2] - alike[1])
-    assert share_interval(np.zeros(70, bool), groups) == pytest.approx((0, 0, 0.2775), abs=1e-4)
+    assert clustered_proportion_ci(np.zeros(70, bool), groups) == pytest.approx((0, 0, 0.2775), abs=1e-4)
 
 
 def test_intervals_hold_what_they_say():
@@ -154,6 +154,6 @@ def test_intervals_hold_what_they_say():
     groups, covered = np.repeat(np.arange(40), 7), 0
     for _ in range(400):
         chance = draw.beta(0.5, 2.0, 40)[groups]
-        _, low, high = share_interval(draw.random(280) < chance, groups)
+        _, low, high = clustered_proportion_ci(draw.random(280) < chance, groups)
         covered += low <= 0.2 <= high
     assert 0.92 <= covered / 400 <= 0.98

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 
 import pytest
 
 from unfreeze.core.errors import SourceError
-from unfreeze.core.recipe_sections import Source
-from unfreeze.data.listing import list_images
+from unfreeze.core.recipe_schema import Source
+from unfreeze.data.list_images import list_images
 
 
 @pytest.fixture
@@ -73,3 +74,14 @@ def test_a_table_that_may_not_be_read(folder, monkeypatch):
     monkeypatch.setattr(type(folder), "read_bytes", refuse)
     with pytest.raises(SourceError, match="cannot be read"):
         list_images(folder / "t.csv")
+
+
+@pytest.mark.parametrize(("typed", "stored"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_pattern_matches_names_in_any_unicode_form(tmp_path, typed, stored):
+    folder = tmp_path / unicodedata.normalize(stored, "사진")
+    folder.mkdir()
+    for name in ("가.jpg", "나.jpg"):
+        (folder / unicodedata.normalize(stored, name)).write_bytes(b"x")
+    root, names = list_images(tmp_path / unicodedata.normalize(typed, "사진") / "*.jpg")
+    assert root.name == folder.name and len(names) == 2
+    assert len(list_images(tmp_path / "*" / unicodedata.normalize(typed, "가*"))[1]) == 1

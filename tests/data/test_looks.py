@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from unfreeze.core.cache import RowStore, cache_root
-from unfreeze.core.tables import Photos
-from unfreeze.data import images, looks
-from unfreeze.data.looks import look, with_looks
+from unfreeze.core.cache import ArrayStore, cache_root
+from unfreeze.core.dataset import ImageDataset
+from unfreeze.data import decode, scan
+from unfreeze.data.scan import add_scan_columns, scan_images
 
 
 def scene(seed: int, width=60, height=40) -> Image.Image:
@@ -23,10 +23,10 @@ def scene(seed: int, width=60, height=40) -> Image.Image:
     return small.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def photos_of(root) -> Photos:
+def photos_of(root) -> ImageDataset:
     paths = sorted(p.name for p in root.iterdir() if p.is_file())
     table = pd.DataFrame({"path": paths, "label": "x", "group": paths, "split": "train"})
-    return Photos(table, root, ("x",), ("x",), ("label",), "class_folders", "")
+    return ImageDataset(table, root, ("x",), ("x",), ("label",), "class_folders", "")
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_sizes_and_hashes(folder):
     scene(9, 2000, 1500).save(folder / "wide.jpg")
     (folder / "again.png").write_bytes((folder / "0.png").read_bytes())
     photos = photos_of(folder)
-    seen = look(photos)
+    seen = scan_images(photos)
     sizes = dict(zip(photos.table["path"], zip(seen.width.tolist(), seen.height.tolist(), strict=True), strict=True))
     assert sizes["0.png"] == (60, 40)
     assert sizes["turned.jpg"] == sizes["turned.tif"] == (40, 60)
@@ -63,22 +63,22 @@ def test_unreadable_photos_have_a_reason(folder):
     (folder / "empty.jpg").touch()
     photos = photos_of(folder)
     (folder / "4.png").unlink()
-    seen = look(photos)
+    seen = scan_images(photos)
     assert seen.readable.tolist() == [True] * 4 + [False] * 3
     assert seen.problem[4:] == ["no such file", "the file is empty", "not an image in a known format"]
     assert seen.hashes()[4] == seen.hashes()[5] == "" != seen.hashes()[6]
-    told = with_looks(photos, seen)
+    told = add_scan_columns(photos, seen)
     assert [(f.path, f.message) for f in told.findings] == list(
         zip(["4.png", "empty.jpg", "junk.jpg"], seen.problem[4:], strict=True)
     )
     assert list(told.table["hash"]) == seen.hashes()
-    assert look(photos).problem == seen.problem  # the second time from the cache
+    assert scan_images(photos).problem == seen.problem  # the second time from the cache
 
 
 def test_all_unreadable(folder):
     for path in folder.iterdir():
         path.write_bytes(b"x")
-    seen = look(photos_of(folder))
+    seen = scan_images(photos_of(folder))
     assert not seen.readable.any()
     assert [pairs.shape for pairs in seen.duplicates] == [(0, 2), (0, 2)]
 
@@ -91,33 +91,33 @@ def same(a, b) -> bool:
 
 def test_a_second_look_decodes_nothing(folder, monkeypatch):
     photos = photos_of(folder)
-    first = look(photos)
-    monkeypatch.setattr(looks, "decode_sized", lambda *_: pytest.fail("decoded again"))
-    assert same(look(photos), first)
+    first = scan_images(photos)
+    monkeypatch.setattr(scan, "decode_image", lambda *_: pytest.fail("decoded again"))
+    assert same(scan_images(photos), first)
     (folder / "0.png").rename(folder / "z.png")  # known by content
-    assert look(photos_of(folder)).hashes() == first.hashes()[1:] + first.hashes()[:1]
+    assert scan_images(photos_of(folder)).hashes() == first.hashes()[1:] + first.hashes()[:1]
 
 
 def test_copies_of_one_content_are_decoded_once(folder, monkeypatch, fresh_cache):
     for name in ("copy1.png", "copy2.png"):
         shutil.copy(folder / "0.png", folder / name)
     decoded = []
-    monkeypatch.setattr(looks, "decode_sized", lambda *a: decoded.append(1) or images.decode_sized(*a))
+    monkeypatch.setattr(scan, "decode_image", lambda *a: decoded.append(1) or decode.decode_image(*a))
     photos = photos_of(folder)
-    seen = look(photos)
+    seen = scan_images(photos)
     assert len(decoded) == len(photos) - 2
     assert seen.hashes()[-2:] == seen.hashes()[:1] * 2 and (seen.dhash[-2:] == seen.dhash[0]).all()
-    assert seen.width[-1] == seen.width[0] > 0 and same(look(photos), seen)
+    assert seen.width[-1] == seen.width[0] > 0 and same(scan_images(photos), seen)
 
 
 def test_written_in_parts(folder, monkeypatch):
     photos = photos_of(folder)
-    whole = look(photos)
+    whole = scan_images(photos)
     monkeypatch.setenv("UNFREEZE_CACHE", str(folder.parent / "other"))
-    monkeypatch.setattr(looks, "_FLUSH", 2)
-    assert same(look(photos), whole)
+    monkeypatch.setattr(scan, "_FLUSH", 2)
+    assert same(scan_images(photos), whole)
     assert len(list(cache_root().glob("looks/*/*.keys.npy"))) == 3
-    assert same(look(photos), whole)
+    assert same(scan_images(photos), whole)
 
 
 def test_want_of_memory_is_not_remembered(folder, monkeypatch):
@@ -127,25 +127,25 @@ def test_want_of_memory_is_not_remembered(folder, monkeypatch):
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(images, "_rgb", starved)
-        assert look(photos).problem == ["not enough memory to decode it"] * 5
-    assert look(photos).readable.all()
+        patch.setattr(decode, "rgb_pixels", starved)
+        assert scan_images(photos).problem == ["not enough memory to decode it"] * 5
+    assert scan_images(photos).readable.all()
 
 
 def test_another_limit_is_another_look(folder):
     photos = photos_of(folder)
-    assert look(photos).readable.all()
-    assert "more than the limit of 2,399" in look(photos, max_pixels=2399).problem[0]
+    assert scan_images(photos).readable.all()
+    assert "more than the limit of 2,399" in scan_images(photos, max_pixels=2399).problem[0]
 
 
 def test_a_damaged_cache_is_made_again(folder):
     photos = photos_of(folder)
-    first = look(photos)
+    first = scan_images(photos)
     for path in cache_root().glob("looks/*/*.rows.npy"):
         path.write_bytes(b"damaged")
-    assert same(look(photos), first)
+    assert same(scan_images(photos), first)
     (store,) = cache_root().glob("looks/*")
-    assert len(RowStore(store, looks._DTYPE).find(first.keys)) == 5
+    assert len(ArrayStore(store, scan._DTYPE).find(first.keys)) == 5
 
 
 def test_the_hash_knows_a_photo_again(tmp_path, fresh_cache):
@@ -158,7 +158,7 @@ def test_the_hash_knows_a_photo_again(tmp_path, fresh_cache):
     picture.resize((320, 240), Image.Resampling.BICUBIC).save(root / "c.jpg", quality=85)
     scene(2, 640, 480).save(root / "d.png")
     Image.fromarray(np.asarray(picture)[..., ::-1]).save(root / "e.png")
-    seen = look(photos_of(root))
+    seen = scan_images(photos_of(root))
     exact, near = seen.duplicates
     assert exact.tolist() == []
     assert near.tolist() == [[0, 1], [0, 2], [1, 2]]
@@ -170,4 +170,4 @@ def test_a_cut_jpeg_is_found_though_it_is_read_small(tmp_path, fresh_cache):
     file = io.BytesIO()
     scene(1, 1600, 1200).save(file, "JPEG")
     (root / "a.jpg").write_bytes(file.getvalue()[:-2000])
-    assert look(photos_of(root)).problem[0].startswith("damaged (")
+    assert scan_images(photos_of(root)).problem[0].startswith("damaged (")

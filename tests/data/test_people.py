@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from unfreeze.core.errors import SourceError, StorageError
-from unfreeze.data import people as module
-from unfreeze.data.people import SHOTS, class_of, make_people
+from unfreeze.demo import dataset as module
+from unfreeze.demo.dataset import SHOTS, class_of, make_demo
 
 SMALL = (48, 64)
 Source = tuple[Path, dict[str, Any]]
@@ -23,7 +23,7 @@ Source = tuple[Path, dict[str, Any]]
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     root = tmp_path_factory.mktemp("people") / "demo"
-    return root, make_people(root, people=60, test_people=3, seed=0, size=SMALL, workers=1)
+    return root, make_demo(root, people=60, test_people=3, seed=0, size=SMALL, workers=1)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -124,22 +124,22 @@ def test_photos_decode_and_hidden_files_do_not(source: Source) -> None:
 def test_same_bytes_whatever_the_workers(tmp_path: Path) -> None:
     ticks: list[tuple[int, int]] = []
     arguments: dict[str, Any] = {"people": 4, "test_people": 1, "seed": 3, "size": (96, 128)}
-    alone = make_people(tmp_path / "a", **arguments, workers=1, on_photo=lambda *tick: ticks.append(tick))
-    assert make_people(tmp_path / "b", **arguments, workers=2) == alone
+    alone = make_demo(tmp_path / "a", **arguments, workers=1, on_photo=lambda *tick: ticks.append(tick))
+    assert make_demo(tmp_path / "b", **arguments, workers=2) == alone
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert ticks == [(i, 35) for i in range(1, 36)]
-    other = make_people(tmp_path / "c", **{**arguments, "seed": 4})
+    other = make_demo(tmp_path / "c", **{**arguments, "seed": 4})
     assert not set(other["eval"]) & set(alone["eval"])
 
 
 def test_an_equal_call_reuses_and_another_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = make_people(tmp_path / "a", people=1, test_people=0, size=SMALL)
+    first = make_demo(tmp_path / "a", people=1, test_people=0, size=SMALL)
     monkeypatch.setattr(module, "draw_portrait", None)
     ticks: list[tuple[int, int]] = []
-    again = make_people(tmp_path / "a", people=1, test_people=0, size=SMALL, on_photo=lambda *t: ticks.append(t))
+    again = make_demo(tmp_path / "a", people=1, test_people=0, size=SMALL, on_photo=lambda *t: ticks.append(t))
     assert again == first and ticks == [(7, 7)]
     with pytest.raises(SourceError, match="other settings; pick another folder"):
-        make_people(tmp_path / "a", people=1, test_people=0, seed=1, size=SMALL)
+        make_demo(tmp_path / "a", people=1, test_people=0, seed=1, size=SMALL)
 
 
 def test_a_foreign_folder_is_refused_and_kept(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_foreign_folder_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("a file")
     for name in ("mine", "file"):
         with pytest.raises(SourceError, match="pick another folder"):
-            make_people(tmp_path / name, people=1, size=SMALL)
+            make_demo(tmp_path / name, people=1, size=SMALL)
     assert contents(tmp_path) == {"mine/truth.json": b"my own", "file": b"a file"}
 
 
@@ -158,19 +158,19 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(module, "draw_portrait", full)
     with pytest.raises(StorageError, match="No space left"):
-        make_people(tmp_path / "a", people=1, test_people=0, size=SMALL)
+        make_demo(tmp_path / "a", people=1, test_people=0, size=SMALL)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("bad", [{"people": 0}, {"seed": -1}, {"wrong_share": 0.9}, {"size": (8, 8)}])
 def test_arguments_out_of_range(tmp_path: Path, bad: dict[str, Any]) -> None:
     with pytest.raises(SourceError):
-        make_people(tmp_path / "a", **bad)
+        make_demo(tmp_path / "a", **bad)
     assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.parametrize("people", [1, 2, 3, 4, 7])
 def test_few_people_and_no_wrong_labels(tmp_path: Path, people: int) -> None:
-    truth = make_people(tmp_path / "a", people=people, test_people=0, wrong_share=0, size=SMALL)
+    truth = make_demo(tmp_path / "a", people=people, test_people=0, wrong_share=0, size=SMALL)
     assert truth["wrong_labels"] == [] and truth["eval"] == {}
     assert len({p["path"] for p in truth["people"]}) == people

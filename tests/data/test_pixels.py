@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unfreeze.core.cache import RowStore, content_key
+from unfreeze.core.cache import ArrayStore, content_hash
 from unfreeze.core.errors import StorageError
 from unfreeze.core.progress import Reporter
-from unfreeze.data import pixels as module
-from unfreeze.data.images import MAX_PIXELS, grayed, load_square
-from unfreeze.data.pixels import Frame, cached_pixels
+from unfreeze.data import pixel_cache as module
+from unfreeze.data.decode import MAX_PIXELS, load_crop, to_grayscale
+from unfreeze.data.pixel_cache import CropSpec, cache_pixels
 
-FRAME = Frame(56, 0.875)
+FRAME = CropSpec(56, 0.875)
 
 
 def textured(height, width, seed):
@@ -41,24 +41,24 @@ def files(tmp_path):
 
 
 def keys_of(files):
-    return np.array([content_key(f.read_bytes()) for f in files], np.uint64)
+    return np.array([content_hash(f.read_bytes()) for f in files], np.uint64)
 
 
 def kept(files, frame=FRAME, keys=None, readable=None, reporter=None):
     keys = keys_of(files) if keys is None else keys
     readable = np.ones(len(files), bool) if readable is None else readable
-    return cached_pixels(files, keys, readable, frame, reporter=reporter)
+    return cache_pixels(files, keys, readable, frame, reporter=reporter)
 
 
 @pytest.mark.parametrize("options", [(), ("bilinear", False), ("bicubic", True)])
 @pytest.mark.parametrize(("size", "crop"), [(224, 0.875), (56, 0.875), (240, 0.882), (260, 0.89), (64, 1.0), (65, 0.5)])
 def test_the_middle_is_the_probes_input(fresh_cache, files, size, crop, options):
     """Same scale, same decode: equal but for Pillow's rounding of the box, which moves rare values by one level."""
-    frame = Frame(size, crop, *options)
+    frame = CropSpec(size, crop, *options)
     pixels = kept(files, frame)
     m = frame.margin
     middle = pixels.read(np.arange(9))[:, m : m + size, m : m + size].astype(int)
-    expected = np.stack([load_square(f.read_bytes(), size, crop, MAX_PIXELS, f, *options) for f in files]).astype(int)
+    expected = np.stack([load_crop(f.read_bytes(), size, crop, MAX_PIXELS, f, *options) for f in files]).astype(int)
     assert np.abs(middle - expected).max() <= 1
     assert np.abs(middle - expected).mean() < 0.02
     assert frame.share <= 1
@@ -81,8 +81,8 @@ def test_squash_keeps_the_whole_width(fresh_cache, tmp_path):
     photo = np.zeros((100, 300, 3), np.uint8)
     photo[:, :90, 0], photo[:, 210:, 1] = 255, 255
     Image.fromarray(photo).save(tmp_path / "wide.png")
-    centre = kept([tmp_path / "wide.png"], Frame(64, 1.0)).read(np.array([0]))[0]
-    squashed = kept([tmp_path / "wide.png"], Frame(64, 1.0, squash=True)).read(np.array([0]))[0]
+    centre = kept([tmp_path / "wide.png"], CropSpec(64, 1.0)).read(np.array([0]))[0]
+    squashed = kept([tmp_path / "wide.png"], CropSpec(64, 1.0, squash=True)).read(np.array([0]))[0]
     assert centre.max() < 40
     assert squashed[:, :15, 0].min() > 240
     assert squashed[:, -15:, 1].min() > 240
@@ -103,14 +103,14 @@ def test_one_content_is_decoded_once_and_another_frame_anew(fresh_cache, files, 
     pixels = kept([*files, twin])
     assert np.array_equal(pixels.places[9], pixels.places[0])
     assert len(np.unique(pixels.places, axis=0)) == 9
-    assert kept(files, Frame(40, 0.9)).store.folder != pixels.store.folder
+    assert kept(files, CropSpec(40, 0.9)).store.folder != pixels.store.folder
 
 
 def test_bad_photos_are_told_and_the_rest_is_kept(fresh_cache, files):
     keys = keys_of(files)
     readable = np.arange(9) != 8
     files[2].write_bytes(b"no image")
-    keys[2] = content_key(b"no image")
+    keys[2] = content_hash(b"no image")
     files[4].write_bytes(files[0].read_bytes())  # changed since the first look
     files[6].unlink()
     pixels = kept(files, keys=keys, readable=readable)
@@ -122,7 +122,7 @@ def test_bad_photos_are_told_and_the_rest_is_kept(fresh_cache, files):
     good = np.array([0, 1, 3, 5, 7])
     assert pixels.read(good).any((1, 2, 3)).all()
     assert (pixels.places[[2, 4, 6, 8], 0] == -1).all()
-    with pytest.raises(ValueError, match="no row"):
+    with pytest.raises(ValueError, match="missing"):
         pixels.read(np.array([2]))
 
 
@@ -189,13 +189,13 @@ def test_a_full_disk_is_one_line(fresh_cache, files, monkeypatch):
     def full(self, keys, rows):
         raise StorageError("the disk is full")
 
-    monkeypatch.setattr(RowStore, "append", full)
+    monkeypatch.setattr(ArrayStore, "append", full)
     with pytest.raises(StorageError, match="full"):
         kept(files)
 
 
 def test_gray_pixels_have_a_store_of_their_own_and_coloured_ones_keep_theirs(fresh_cache, files):
-    colour, gray = kept(files), kept(files, Frame(56, 0.875, gray=True))
+    colour, gray = kept(files), kept(files, CropSpec(56, 0.875, gray=True))
     assert FRAME.about == {"size": 56, "crop": 0.875, "resample": "bicubic", "squash": False}
     assert gray.store.folder != colour.store.folder
-    assert np.array_equal(gray.read(np.arange(9)), grayed(colour.read(np.arange(9))))
+    assert np.array_equal(gray.read(np.arange(9)), to_grayscale(colour.read(np.arange(9))))

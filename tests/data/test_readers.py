@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 
 from unfreeze.core.errors import SourceError
-from unfreeze.core.recipe_sections import Source
+from unfreeze.core.recipe_schema import Source
+from unfreeze.data.directory_walk import ParsedSource, scan_folder
+from unfreeze.data.image_formats import SUFFIXES
 from unfreeze.data.readers import READERS, read, register
-from unfreeze.data.walk import IMAGE_SUFFIXES, Draft, walk
 
 
 def plant(root: Path, *names: str) -> Path:
@@ -67,7 +68,7 @@ def test_unicode_names(tmp_path):
     assert "猫 кот/ä é.jpg" in set(photos.table["path"])
 
 
-@pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
+@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
 def test_image_suffixes_in_any_case(tmp_path, suffix):
     plant(tmp_path, f"a/1.{suffix}", f"b/1.{suffix.upper()}")
     assert len(read(tmp_path)) == 2
@@ -226,7 +227,7 @@ def test_validation_folders_are_pooled(tmp_path, word):
     photos = read(plant(tmp_path, "train/a/1.jpg", "train/b/1.jpg", f"{word}/a/1.jpg"))
     assert photos.reader == "split_folders"
     assert set(photos.table["split"]) == {"train"}
-    assert f"train + {word.lower()} pooled and cross-validated;" in photos.choice
+    assert f"train + {word} pooled and cross-validated;" in photos.choice
 
 
 @pytest.mark.parametrize("word", ["test", "Test", "eval"])
@@ -267,7 +268,8 @@ def test_photos_beside_the_splits_are_said(tmp_path):
     plant(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "test/1.jpg", "more/a/1.jpg", "test/c/x.txt")
     photos = read(tmp_path)
     assert len(photos) == 2
-    assert finding(photos, "no_class")[1] == "2 photos outside of class folders skipped, first: more/a/1.jpg"
+    assert finding(photos, "no_class")[1] == "1 photo outside of class folders skipped, first: more/a/1.jpg"
+    assert finding(photos, "unlabeled")[1] == "1 image without a class in test skipped, first: test/1.jpg"
     assert finding(photos, "empty_class")[1] == "1 class folder without photos skipped, first: test/c"
 
 
@@ -284,7 +286,7 @@ def test_group_regex(tmp_path):
     plant(tmp_path, "a/p1_1.jpg", "a/p1_2.jpg", "b/p2_1.jpg")
     photos = read(tmp_path, Source(group_regex=r"(?P<group>p\d+)_"))
     assert list(photos.table["group"]) == ["p1", "p1", "p2"]
-    assert photos.choice.endswith("group by --group-regex; 3 photos, 2 classes, 2 groups")
+    assert photos.choice.endswith("group by a pattern; 3 photos, 2 classes, 2 groups")
 
 
 def test_group_regex_without_match(tmp_path):
@@ -296,8 +298,8 @@ def test_group_regex_without_match(tmp_path):
 @pytest.mark.parametrize(
     ("pattern", "said"),
     [
-        ("(", "no valid pattern"),
-        ("a{99999999999999}", "no valid pattern"),
+        ("(", "not a valid pattern"),
+        ("a{99999999999999}", "not a valid pattern"),
         (r"(\d)", "no part is named group"),
         (r"(?P<person>\d)", "no part is named group"),
         (r"(?P<group>z)?", "no group in 2 of 2 paths"),
@@ -367,7 +369,7 @@ def test_folder_that_the_system_refuses(tmp_path, monkeypatch):
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
-    monkeypatch.setattr("unfreeze.data.walk.os.scandir", refuse)
+    monkeypatch.setattr("unfreeze.data.directory_walk.os.scandir", refuse)
     with pytest.raises(SourceError, match=r"b: cannot be read \(Permission denied\)"):
         read(tmp_path, Source(reader="class_folders"))
 
@@ -393,15 +395,15 @@ def test_relative_and_home_paths(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (Source(group="person"), "has no column 'person'.*--group-regex.*or a CSV"),
-        (Source(label=("x",)), "no use for --label"),
-        (Source(path_column="x", root="y"), "no use for --path-column, --root"),
-        (Source(split="x"), "no use for --split"),
-        (Source(group="x", group_regex="(?P<group>y)"), "both say what a group is"),
+        (Source(group="person"), "has no column 'person'.*group_regex=.*or a CSV"),
+        (Source(label=("x",)), "label= cannot be used with a folder"),
+        (Source(path_column="x", root="y"), "path=, root= cannot be used with a folder"),
+        (Source(split="x"), "split='x' names no folders.*split='train=FOLDER,test=FOLDER'.*split='none'"),
+        (Source(group="x", group_regex="(?P<group>y)"), "group.* and .*group_regex.* cannot be combined"),
         (Source(reader="class_folder"), "no reader 'class_folder'. Did you mean 'class_folders'?"),
         (Source(reader="table"), "it needs a CSV"),
         (Source(reader="competition"), "it needs a folder with train/train.csv and train/images"),
-        (Source(reader="split_folders"), "it needs a folder with train/"),
+        (Source(reader="split_folders"), "no folder is named like a split.*split='train=FOLDER"),
     ],
 )
 def test_options_that_do_not_fit_a_folder(tmp_path, options, said):
@@ -425,17 +427,17 @@ def test_reader_overrides(tmp_path):
 
 
 def test_registry():
-    assert list(READERS) == ["webdataset", "table", "competition", "split_folders", "class_folders"]
+    assert list(READERS) == ["webdataset", "table", "competition", "class_folders", "split_folders"]
     for name, reader in READERS.items():
         assert reader.name == name
         assert reader.needs
 
-    def never(source: object, options: Source) -> Draft:
+    def never(source: object, options: Source) -> ParsedSource:
         raise AssertionError
 
     with pytest.raises(ValueError, match="two readers are named 'table'"):
         register("table", lambda source: False, "nothing")(never)
-    assert list(READERS) == ["webdataset", "table", "competition", "split_folders", "class_folders"]
+    assert list(READERS) == ["webdataset", "table", "competition", "class_folders", "split_folders"]
 
 
 def test_reading_twice_gives_equal_tables(tmp_path):
@@ -446,7 +448,7 @@ def test_reading_twice_gives_equal_tables(tmp_path):
 
 
 def test_walk_lists_folders(tmp_path):
-    found = walk(plant(tmp_path, "a/b/1.jpg", "c/x.txt"))
+    found = scan_folder(plant(tmp_path, "a/b/1.jpg", "c/x.txt"))
     assert found.folders == ["a", "a/b", "c"]
     assert found.photos == ["a/b/1.jpg"]
     assert found.others == ["c/x.txt"]

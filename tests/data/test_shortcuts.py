@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from unfreeze.data.measures import DTYPE
+from unfreeze.data.scan import DTYPE
 from unfreeze.data.shortcuts import shortcuts
 
 
@@ -77,3 +77,27 @@ def test_test_rows_and_unread_photos_do_not_count():
 
 def test_the_same_every_time():
     assert shortcuts(*material()) == shortcuts(*material())
+
+
+def test_random_labels_raise_a_shortcut_in_at_most_one_set_in_twenty():
+    """Few groups with properties of their own and two classes: what one sample shows by chance is no shortcut."""
+    raised = significant = 0
+    for seed in range(40):
+        photos, looks = material(n=140, classes=2, each=7, seed=seed)
+        draws = np.random.default_rng([seed, 1])
+        for name in ("brightness", "contrast", "sharpness", "colourfulness", "border_spread"):
+            looks.measures[name] = draws.normal(100, 20, 20)[photos.table["group"]] + draws.normal(0, 5, 140)
+        found = shortcuts(photos, looks, seed)
+        significant += any(s.p_value <= 0.05 for s in found)
+        raised += any(s.raised for s in found)
+    assert raised <= significant <= 6  # 2 are expected; 7 or more have a probability of 0.3 %
+
+
+def test_labels_that_vary_within_groups_are_permuted_too():
+    """Every person without and with a mask, photographed in different light: groups share all labels."""
+    photos, looks = material(n=200, classes=2, each=4)
+    photos.table["label"] = np.tile(["no mask", "mask"], 100)
+    looks.measures["brightness"] += np.tile([0, 60], 100)
+    found = {s.name: s for s in shortcuts(photos, looks)}
+    assert found["brightness"].raised and found["brightness"].p_value == pytest.approx(1 / 200)
+    assert not found["contrast"].raised

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from unfreeze.core.errors import SourceError, UnfreezeError
-from unfreeze.core.recipe_sections import Source
-from unfreeze.data import sheet as sheets
+from unfreeze.core.recipe_schema import Source
+from unfreeze.data import text_table as sheets
 from unfreeze.data.readers import read
 
 NAMES = tuple(f"{i}.jpg" for i in range(8))
@@ -115,8 +115,7 @@ def test_blank_lines(folder):
         (b"", "the file is empty"),
         (b"\n\n", "the file is empty"),
         (b"file,label\n", "no rows"),
-        ("file,label\n0.jpg,é\n".encode("latin-1"), "not UTF-8: byte 0xe9 in line 2"),
-        ("file,label\n0.jpg,a\n".encode("utf-16"), "encoded as UTF-16"),
+        ("file,label\n0.jpg,яблоко\n".encode("cp1251"), "not UTF-8: byte 0xff in line 2.*encoding cp1251"),
         (b"file,label\n0.jpg,a\n1.jpg,b,c\n", "not a valid CSV .*line 3"),
         (b'file,label\n0.jpg,"a\n', "not a valid CSV"),
         (b"file,label,label\n0.jpg,a,b\n", "two columns are named 'label'"),
@@ -130,7 +129,7 @@ def test_files_that_are_no_table(folder, content, said):
 
 def test_too_large(folder, monkeypatch):
     monkeypatch.setattr(sheets, "MAX_BYTES", 10)
-    with pytest.raises(SourceError, match="is more than a table of photos may have"):
+    with pytest.raises(SourceError, match="exceeds the limit for a table"):
         read(sheet(folder, "file,label\n0.jpg,a\n1.jpg,b\n"))
 
 
@@ -198,13 +197,13 @@ def test_a_photos_table_can_be_read_again(folder):
 
 def test_path_column_named(folder):
     text = "file,other,label\n0.jpg,1.jpg,a\n1.jpg,2.jpg,b\n"
-    with pytest.raises(SourceError, match=r"the columns file, other all hold paths.*--path-column"):
+    with pytest.raises(SourceError, match=r"the columns file, other all hold paths.*path="):
         read(sheet(folder, text))
     assert column(read(folder / "t.csv", Source(path_column="other")), "path") == ["1.jpg", "2.jpg"]
 
 
 def test_no_path_column(folder):
-    with pytest.raises(SourceError, match=r"no column holds paths.*Its columns are name, label.*--root DIR"):
+    with pytest.raises(SourceError, match=r"no column holds paths.*Its columns are name, label.*root=DIR"):
         read(sheet(folder, "name,label\nzero,a\none,b\n"))
 
 
@@ -212,8 +211,10 @@ def test_path_column_needs_half_of_its_sample(folder):
     rows = "".join(f"{i}.jpg,{i % 2}\n" for i in range(16))  # 0..7 exist
     with pytest.raises(SourceError, match=r"for 8 of 16 paths in 'file': 8.jpg, .* and 3 more"):
         read(sheet(folder, "file,label\n" + rows))
-    with pytest.raises(SourceError, match="no column holds paths"):
+    with pytest.raises(SourceError, match=r"for 9 of 17 paths in 'file': 8.jpg"):
         read(sheet(folder, "file,label\n" + rows + "x.jpg,1\n"))
+    with pytest.raises(SourceError, match="no column holds paths"):
+        read(sheet(folder, "file,label\n" + rows.replace(".jpg", "th") + "xth,1\n"))
 
 
 def test_root(folder, tmp_path):
@@ -221,7 +222,7 @@ def test_root(folder, tmp_path):
     lists.mkdir()
     path = sheet(lists, "file,label\nimg/0.jpg,a\nimg/1.jpg,b\n")
     assert read(path, Source(root=str(folder))).root == folder.resolve()
-    with pytest.raises(SourceError, match=r"no such folder \(--root\)"):
+    with pytest.raises(SourceError, match=r"no such folder \(root=\)"):
         read(path, Source(root=str(folder / "nowhere")))
 
 
@@ -234,7 +235,7 @@ def test_labels_by_their_usual_names(folder):
 
 
 def test_no_label_column(folder):
-    with pytest.raises(SourceError, match=r"--label COL \(candidates: kind\)"):
+    with pytest.raises(SourceError, match=r"label=COL \(candidates: kind\)"):
         rows = "".join(f"{i}.jpg,{'ab'[i % 2]},id{i},same\n" for i in range(8))
         read(sheet(folder, "file,kind,id,constant\n" + rows))
 
@@ -284,9 +285,7 @@ def test_groups_by_their_usual_names(folder, name):
 
 
 def test_group_named_or_by_pattern(folder):
-    path = sheet(folder, "file,label,group,hand\n0.jpg,a,1,x\n1.jpg,b,,y\n")
-    with pytest.raises(SourceError, match=r"'group' is empty in 1 row \(3\)"):
-        read(path)
+    path = sheet(folder, "file,label,group,hand\n0.jpg,a,1,x\n1.jpg,b,2,y\n")
     assert column(read(path, Source(group="hand")), "group") == ["x", "y"]
     assert column(read(path, Source(group_regex=r"(?P<group>\d)\.jpg")), "group") == ["0", "1"]
 
@@ -333,11 +332,11 @@ def test_fold_column_only_where_it_speaks_of_splits(folder):
     assert "test" in column(photos, "split")
 
 
-@pytest.mark.parametrize("value", ["holdout", ""])
+@pytest.mark.parametrize("value", ["second", "train_test", ""])
 def test_split_with_another_value(folder, value):
     for others in ("train", "x"):
         text = f"file,label,split\n0.jpg,a,{others}\n1.jpg,b,{value}\n"
-        with pytest.raises(SourceError, match=r"split 'split' holds '.*' in .*--split none"):
+        with pytest.raises(SourceError, match=r"split 'split' holds '.*' in .*split='none'"):
             read(sheet(folder, text))
 
 
@@ -368,16 +367,6 @@ def test_relative_root_and_linked_root(folder, monkeypatch):
     sheet(folder, rows)
     for source in ("link/t.csv", Path("link/t.csv"), folder.parent / "link/t.csv"):
         assert column(read(source), "path") == ["0.jpg", "1.jpg", "2.jpg"]
-
-
-def test_paths_out_of_the_root(folder):
-    inner = folder / "img"
-    for outside in ("../0.jpg", str(folder / "0.jpg"), "..\\0.jpg"):
-        path = sheet(inner, f"file,label\n{outside},a\n1.jpg,b\n")
-        with pytest.raises(SourceError, match=r"1 path in 'file' outside of .*--root DIR") as error:
-            read(path)
-        assert outside in str(error.value)
-    assert len(read(sheet(inner, f"file,label\n{folder}/0.jpg,a\nimg/1.jpg,b\n"), Source(root=str(folder)))) == 2
 
 
 def test_sibling_with_the_same_beginning_is_outside(folder):

@@ -18,13 +18,13 @@ from commandline import run_cli
 from photosets import class_folders
 from tarsets import add, jpeg, shards
 from unfreeze.core.errors import PhotoError, SourceError
-from unfreeze.core.recipe_sections import Source
-from unfreeze.data import shards as inside
-from unfreeze.data.images import is_there, read_bytes
-from unfreeze.data.listing import list_images
+from unfreeze.core.recipe_schema import Source
+from unfreeze.data import tar_index as inside
+from unfreeze.data.decode import exists, read_bytes
+from unfreeze.data.list_images import list_images
+from unfreeze.data.read_webdataset import archives_of
 from unfreeze.data.readers import read
-from unfreeze.data.shards import contents, split_path
-from unfreeze.data.webdataset import archives_of
+from unfreeze.data.tar_index import split_path, tar_index
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +52,13 @@ def test_shards_as_a_source(folder: Path) -> None:
 def test_what_tells_the_class_may_be_chosen(folder: Path) -> None:
     photos = read(folder, Source(label=("kind",), group="cls"))
     assert photos.attributes == ("kind",) and set(photos.table["group"]) == set(photos.classes)
-    assert "group by --group-regex" in read(folder, Source(group_regex=r"(?P<group>\w+-\d+)-")).choice
+    assert "group by a pattern" in read(folder, Source(group_regex=r"(?P<group>\w+-\d+)-")).choice
     assert read(folder, Source(label=("age", "kind"))).classes == ("7, blue", "7, green", "7, red")
     with pytest.raises(
         SourceError, match=r"the first sample shard-000.tar/red-0-0 has no 'kin'; it has 'cls', 'person'"
     ):
         read(folder, Source(label=("kin",)))
-    with pytest.raises(SourceError, match="archives have no use for --root"):
+    with pytest.raises(SourceError, match="root= cannot be used with archives"):
         read(folder, Source(root="x"))
 
 
@@ -78,14 +78,76 @@ def test_folders_inside_are_classes_and_samples_are_groups(tmp_path: Path) -> No
     assert read_bytes(photos.files()[1]) == b"2"
 
 
-@pytest.mark.parametrize("names", ["train-{}.tar test-{}.tar", "train/{}.tar test/{}.tar"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        "train-{}.tar test-{}.tar",
+        "train/{}.tar test/{}.tar",
+        "trainset-{:03}.tar testset-{:03}.tar",
+        "imagenet1k-train-{}.tar imagenet1k-holdout-{}.tar",
+        "shards/Train-Data/{}.tar shards/Test-Data/{}.tar",
+        "pets_train2017_{}.tar pets_test2017_{}.tar",
+    ],
+)
 def test_names_of_archives_tell_the_split(tmp_path: Path, names: str) -> None:
     for name in names.format(0, 1).split():
         archive(tmp_path / name, **{"a/1.jpg": b"1", "b/2.jpg": b"2"})
     assert set(read(tmp_path).table["split"]) == {"train", "test"}
     assert set(read(tmp_path, Source(split="none")).table["split"]) == {"train"}
     archive(tmp_path / "more.tar", **{"a/1.jpg": b"1", "b/2.jpg": b"2"})
-    assert set(read(tmp_path).table["split"]) == {"train"}  # not all of them tell one
+    with pytest.raises(SourceError, match=r"1 archive of 3 have no split.*more.tar.*split='none'"):
+        read(tmp_path)
+    assert set(read(tmp_path, Source(split="none")).table["split"]) == {"train"}
+
+
+def test_wrapper_folders_around_archives(tmp_path: Path) -> None:
+    for name in ("train/0.tar", "test/0.tar"):
+        archive(tmp_path / "dataset/shards" / name, **{"a/1.jpg": b"1", "b/2.jpg": b"2"})
+    assert set(read(tmp_path).table["split"]) == {"train", "test"}
+
+
+@pytest.mark.parametrize(
+    ("inside", "train", "test"),
+    [
+        (("train/a/1.jpg", "train/b/1.jpg", "test/a/2.jpg", "test/b/2.jpg"), "train", "test"),
+        (("./d/trainset/a/1.jpg", "./d/trainset/b/1.jpg", "./d/testset/a/2.jpg"), "d/trainset", "d/testset"),
+        (
+            ("seg_train/seg_train/a/1.jpg", "seg_train/seg_train/b/1.jpg", "seg_test/seg_test/b/2.jpg"),
+            "seg_train",
+            "seg_test",
+        ),
+        (("a/train/1.jpg", "b/train/1.jpg", "a/test/2.jpg", "b/test/2.jpg"), "train", "test"),
+    ],
+)
+@pytest.mark.parametrize("several", [False, True])
+def test_splits_inside_of_archives_are_no_classes(
+    tmp_path: Path, inside: tuple[str, ...], train: str, test: str, several: bool
+) -> None:
+    """As `tar -cf set.tar train test` writes them, in one archive or in one for each image."""
+    for number, names in enumerate([[name] for name in inside] if several else [inside]):
+        archive(tmp_path / f"{number}.tar", **dict.fromkeys(names, b"x"))
+    photos = read(tmp_path)
+    assert photos.classes == ("a", "b")
+    tested = photos.table["split"] == "test"
+    assert [path for path, is_test in zip(photos.table["path"], tested, strict=True) if is_test] == [
+        path for path in photos.table["path"] if "test" in path
+    ]
+    assert f"{train} cross-validated, {test} kept for testing" in photos.choice
+    assert set(read(tmp_path, Source(split="none")).table["split"]) == {"train"}
+
+
+def test_folders_inside_of_archives_in_doubt(tmp_path: Path) -> None:
+    archive(tmp_path / "1.tar", **{"train/1.jpg": b"1", "test/2.jpg": b"2"})
+    with pytest.raises(SourceError, match=r"may be splits as well as classes .*label='folder'"):
+        read(tmp_path)
+    assert read(tmp_path, Source(label=("folder",))).classes == ("test", "train")
+    archive(tmp_path / "1.tar", **{"train/1.jpg": b"1", "bus/2.jpg": b"2"})
+    assert read(tmp_path).classes == ("bus", "train")
+    archive(tmp_path / "1.tar", **{"train/a/1.jpg": b"1", "train/b/2.jpg": b"2", "test/3.jpg": b"3"})
+    photos = read(tmp_path)
+    assert photos.classes == ("a", "b")
+    (outside,) = [f for f in photos.findings if f.check == "no_class"]
+    assert outside.message == "1 image outside of class folders skipped, first: 1.tar/test/3.jpg"
 
 
 def test_a_folder_of_photos_with_an_archive_is_still_one(tmp_path: Path) -> None:
@@ -99,7 +161,7 @@ def test_missing_labels_are_counted(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"'cls' is empty in 1 row \(3\)"):
         read(tmp_path)
     archive(tmp_path / "1.tar", **{"1.jpg": b"1", "1.json": json.dumps({"text": "a", "n": 1}).encode()})
-    with pytest.raises(SourceError, match=r"nothing tells the class of 1.tar/1.*'text', 'n'.*--label FIELD"):
+    with pytest.raises(SourceError, match=r"no class found for 1.tar/1.*'text', 'n'.*label=FIELD"):
         read(tmp_path)
 
 
@@ -122,7 +184,7 @@ def test_names_that_lead_elsewhere_are_told_and_read_nothing(tmp_path: Path) -> 
     assert told["names"].startswith("4 names in archives") and told["repeated_rows"].startswith("1 photo whose name")
     for inner in ("../secret.jpg", "../../secret.jpg", "a/link2.jpg", "a", "a/1.jpg/"):
         assert b"secret" not in _bytes(path / inner), inner
-    assert is_there(path / "a/1.jpg") and not is_there(path / "a/2.jpg") and is_there(path)
+    assert exists(path / "a/1.jpg") and not exists(path / "a/2.jpg") and exists(path)
 
 
 def _bytes(file: Path) -> bytes:
@@ -173,14 +235,14 @@ def test_flipped_bytes_are_our_errors(at: list[tuple[int, int]], tmp_path_factor
 def test_headers_are_read_once_for_the_table_and_all_photos(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inside, "_known", OrderedDict())
     opened = []
-    real = tarfile.open
-    monkeypatch.setattr(tarfile, "open", lambda *a, **k: opened.append(a[0]) or real(*a, **k))
+    real = inside.tar_entries
+    monkeypatch.setattr(inside, "tar_entries", lambda archive: opened.append(archive) or real(archive))
     for file in read(folder).files():
         assert read_bytes(file)
     assert len(opened) == 2
     monkeypatch.setattr(inside, "_KEPT", 1)  # as for a set of more members than are kept
-    contents(folder / "shard-000.tar")
-    contents(archive(folder.parent / "other.tar", **{"1.jpg": b"1", "2.jpg": b"2"}))
+    tar_index(folder / "shard-000.tar")
+    tar_index(archive(folder.parent / "other.tar", **{"1.jpg": b"1", "2.jpg": b"2"}))
     assert len(inside._known) == 1
 
 
@@ -202,7 +264,7 @@ def test_a_path_through_a_folder_named_so(tmp_path: Path) -> None:
     assert read_bytes(tmp_path / "odd.tar" / "1.jpg") == b"plain"
     inner = archive(tmp_path / "odd.tar" / "in.tar", **{"b.tar/2.jpg": b"inner"})
     assert read_bytes(inner / "b.tar/2.jpg") == b"inner"
-    assert [m.name for m in contents(inner).members] == ["b.tar/2.jpg"]
+    assert [m.name for m in tar_index(inner).members] == ["b.tar/2.jpg"]
 
 
 def test_the_main_job_is_the_same_as_on_files(folder: Path, tmp_path: Path) -> None:

@@ -17,10 +17,11 @@ def test_trash_has_three_twins_under_two_labels(tmp_path):
     photos, looks = run_checks(uf.read(str(DATA / "trash")), slow=True)
     exact, near = looks.duplicates
     assert len(exact) == 3 and 1 <= len(near) <= 6
-    assert len([f for f in photos.findings if f.check == "exact-duplicates-disagree"]) == 3
+    (conflict,) = (f for f in photos.findings if f.check == "exact-duplicates-disagree")
+    assert conflict.message.startswith("3 of 3 exact duplicate pair(s) have two labels: ")
     raised = [f for f in photos.findings if f.check == "shortcuts"]
     assert all(f.severity == "info" for f in raised)
-    page = uf.write_eda(photos, tmp_path / "eda.html")
+    page = uf.write_data_report(photos, tmp_path / "eda.html")
     assert 50_000 < page.stat().st_size < 1_000_000
 
 

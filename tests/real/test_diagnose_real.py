@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 import unfreeze as uf
-from unfreeze.core.qualities import QUALITIES
+from unfreeze.core.recipe import PRESETS
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 CLOTHING = DATA / "clothing"
@@ -21,9 +21,9 @@ pytestmark = pytest.mark.skipif(
 def test_the_wrong_split_is_named_and_the_right_one_raises_no_alarm(tmp_path: Path) -> None:
     source = {"path": str(CLOTHING / "groups.csv"), "path_column": "file", "label": ["label"], "group": "sender_id"}
     keys = {f"source.{key}": value for key, value in source.items()}
-    recipe = uf.Recipe().replace(strategy="probe", **QUALITIES["fast"], **keys, **{"source.split": "none"})
+    recipe = uf.Recipe().replace(strategy="probe", **PRESETS["fast"], **keys, **{"source.split": "none"})
     photos = uf.read(CLOTHING / "groups.csv", recipe.source)
-    wrong = uf.diagnose(uf.fit(photos, recipe.replace(**{"folds.by_group": False}), tmp_path / "wrong"))
+    wrong = uf.diagnose(uf.fit(photos, recipe.replace(**{"folds.use_groups": False}), tmp_path / "wrong"))
     assert wrong.causes[0].name == "leakage: groups across folds" and wrong.causes[0].severity in ("warning", "error")
     assert wrong.causes[0].cost is not None and wrong.causes[0].cost["value"] > 0.015
     right = uf.diagnose(uf.fit(photos, recipe, tmp_path / "right"))
@@ -33,7 +33,7 @@ def test_the_wrong_split_is_named_and_the_right_one_raises_no_alarm(tmp_path: Pa
 def test_test_photos_that_look_different_are_named(tmp_path: Path) -> None:
     """The set's own test split differs, and costs .18 of macro F1; in the dark it costs more."""
     photos = uf.read(DATA / "grocery")
-    recipe = uf.Recipe().replace(strategy="probe", **QUALITIES["fast"], **{"source.path": str(DATA / "grocery")})
+    recipe = uf.Recipe().replace(strategy="probe", **PRESETS["fast"], **{"source.path": str(DATA / "grocery")})
     run = uf.fit(photos, recipe, tmp_path / "run")
     table = run.photos()
     for path in table.loc[table["split"] == "test", "path"].iloc[::2]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import unfreeze as uf
-from unfreeze.core.recipe_sections import Source
+from unfreeze.core.recipe_schema import Source
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 pytestmark = [
@@ -20,7 +20,7 @@ pytestmark = [
 def test_faces_on_masks():
     """Masked faces are missed more often than bare ones, and the faces of these crops sit in the middle."""
     photos = uf.read(DATA / "masks/faces.csv", Source(group="photo"))
-    found = uf.faces(photos)
+    found = uf.face_stats(photos)
     rows = found.classes.set_index("label")
     assert rows["photos"].to_dict() == {"with_mask": 1102, "without_mask": 317, "mask_worn_incorrectly": 81}
     assert rows.loc["without_mask", "share"] < 0.02
@@ -32,10 +32,10 @@ def test_faces_on_masks():
 
 
 def test_things_are_no_faces():
-    found = uf.faces(uf.read(DATA / "trash"))
+    found = uf.face_stats(uf.read(DATA / "trash"))
     assert found.total["share"] > 0.99
 
 
 def test_messy_files_end_nothing():
-    found = uf.faces(uf.read(DATA / "messy"))
+    found = uf.face_stats(uf.read(DATA / "messy"))
     assert 0 < found.total["photos"] < len(found.photos)

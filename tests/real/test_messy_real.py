@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageOps
 
+from unfreeze.core.dataset import ImageDataset
 from unfreeze.core.errors import PhotoError
-from unfreeze.core.tables import Photos
-from unfreeze.data.images import FORMATS, decode, decode_sized, load_square, read_bytes
-from unfreeze.data.looks import look
+from unfreeze.data.decode import decode, decode_sized, load_crop, read_bytes
+from unfreeze.data.image_formats import FORMATS
+from unfreeze.data.scan import scan_images
 
 MESSY = Path(__file__).parents[3] / "shared" / "data" / "messy"
 pytestmark = [
@@ -60,7 +61,7 @@ def test_what_pillow_reads_we_read_and_nothing_else_happens(path):
         # Two JPEG decoders may differ by how they smooth colours; every other format is exact.
         difference = np.abs(np.asarray(expected.convert("RGB"), np.int16) - pixels).mean()
         assert difference <= (3 if path.suffix.lower() in (".jpg", ".jpeg", ".mpo") else 0)
-    assert load_square(read_bytes(path), 64, 0.875).shape == (64, 64, 3)
+    assert load_crop(read_bytes(path), 64, 0.875).shape == (64, 64, 3)
 
 
 def test_what_is_said_to_be_unreadable_is():
@@ -74,7 +75,7 @@ def test_what_is_said_to_be_unreadable_is():
 def test_looking_at_all_of_them_at_once():
     paths = [path.relative_to(MESSY).as_posix() for path in FILES]
     table = pd.DataFrame({"path": paths, "label": "x", "group": paths, "split": "train"})
-    seen = look(Photos(table, MESSY, ("x",), ("x",), ("label",), "table", ""))
+    seen = scan_images(ImageDataset(table, MESSY, ("x",), ("x",), ("label",), "table", ""))
     readable = [by_pillow(path) is not None for path in FILES]
     assert seen.readable.tolist() == readable
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from unfreeze.core.recipe_sections import Source
+from unfreeze.core.recipe_schema import Source
 from unfreeze.data.readers import read
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

@@ -1,4 +1,4 @@
-"""The axes of advise on slices of real photos: things lie nearer to the pretraining than drawn letters."""
+"""The axes of recommend on slices of real photos: things lie nearer to the pretraining than drawn letters."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 import unfreeze as uf
+from unfreeze.analysis.pretraining_similarity import similarity
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Recipe
-from unfreeze.core.recipe_sections import Source
-from unfreeze.learn.crossval import prepare
-from unfreeze.study.similarity import similarity
+from unfreeze.core.recipe_schema import Source
+from unfreeze.training.crossval import prepare
 
 TRASH = Path(__file__).parents[3] / "shared" / "data" / "trash"
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -30,7 +30,7 @@ def test_things_lie_nearer_than_letters(tmp_path: Path, monkeypatch: pytest.Monk
             (tmp_path / "things" / folder.name / photo.name).symlink_to(photo)
     far_sets.characters(tmp_path / "letters", count=64, classes=4)
     recipe = Recipe().replace(
-        **{"image.size": 128, "engine": "torch", "folds.count": 3, "probe.stages": "last:2", "probe.grid": 1}
+        **{"image.size": 128, "engine": "torch", "folds.n_splits": 3, "probe.stages": "last:2", "probe.pool_size": 1}
     )
     found = {}
     for name, source in {

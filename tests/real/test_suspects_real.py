@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import unfreeze as uf
-from unfreeze.study.suspects import find_suspects
+from unfreeze.analysis.label_issues import find_run_label_issues
 
 MASKS = Path(__file__).parents[3] / "shared" / "data" / "masks"
 
@@ -28,7 +28,7 @@ def test_planted_labels_are_among_the_first(tmp_path: Path) -> None:
     keys = {"source.path": str(tmp_path / "photos.csv"), "source.root": str(MASKS), "source.group": "photo"}
     recipe = uf.Recipe().replace(strategy="probe", **keys)
     run = uf.fit(uf.read(tmp_path / "photos.csv", recipe.source), recipe, tmp_path / "run")
-    truth = find_suspects(run, tmp_path / "truth.csv").truth
+    truth = find_run_label_issues(run, tmp_path / "truth.csv").truth
     assert truth is not None and truth["planted"] == round(0.03 * len(faces))
     assert truth["precision_at_k"] >= 0.75 and truth["recall_at_2k"] >= 0.9
     assert truth["suggested_right"] >= 0.8 * truth["planted"]

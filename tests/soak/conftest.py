@@ -25,7 +25,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def engines(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache that knows the network of small probes and no photo, so that they need not import torch."""
-    pytest.importorskip("openvino")
     place = tmp_path_factory.mktemp("engines")
     with cached_in(place / "cache"):
         answer = run_cli(*fit_words("probe", photos, place / "run"))

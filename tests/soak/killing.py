@@ -65,7 +65,7 @@ class Kills:
 
 def unfreeze(*words: object) -> list[str]:
     """The command line of `unfreeze WORDS`."""
-    return [sys.executable, "-m", "unfreeze.app.cli", *map(str, words)]
+    return [sys.executable, "-m", "unfreeze.cli.main", *map(str, words)]
 
 
 class Command:

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from commandline import leftovers
 from finetuning import SETTINGS, options
 
-STRATEGIES = ("probe", "late", "full", "scratch")
+STRATEGIES = ("probe", "partial", "full", "scratch")
 # Probes in `make test`, the trainings in `make soak`.
 TRIED = ["probe", *(pytest.param(strategy, marks=pytest.mark.soak) for strategy in STRATEGIES[1:])]
 Undisturbed = Callable[[str], Path]
@@ -25,7 +25,7 @@ def changes_of(strategy: str) -> dict[str, Any]:
     """What a strategy is tried with. A probe runs without torch; a training has it anyway, and needs no conversion."""
     if strategy == "probe":
         return {"engine": "openvino-f32"}
-    return {"engine": "torch", **({"train__views": 3} if strategy == "late" else {})}
+    return {"engine": "torch", **({"train__cached_views": 3} if strategy == "partial" else {})}
 
 
 def fit_words(strategy: str, source: Path | str, run: Path | str, **changes: Any) -> list[str]:

@@ -51,7 +51,7 @@ def test_one_two_and_four_threads(strategy: str, photos: Path, tmp_path: Path, m
     try:
         for threads in (1, 2, 4):
             # Three folds side by side on three times as many cores: so many threads each.
-            for module in ("unfreeze.learn.train.finetune", "unfreeze.learn.probe.heads"):
+            for module in ("unfreeze.training.fine_tune.launcher", "unfreeze.training.linear_probe.heads"):
                 monkeypatch.setattr(f"{module}.cores", lambda threads=threads: 3 * threads)
             torch.set_num_threads(threads)
             place = tmp_path / str(threads)

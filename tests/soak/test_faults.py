@@ -51,8 +51,8 @@ WAYS = [
     ("read-only", "run"),
     ("read-only", "cache"),
     ("forbidden", "run"),
-    *(pytest.param("read-only", what, marks=SLOW) for what in ("runs", "late")),
-    *(pytest.param("forbidden", what, marks=SLOW) for what in ("runs", "cache", "late")),
+    *(pytest.param("read-only", what, marks=SLOW) for what in ("runs", "partial")),
+    *(pytest.param("forbidden", what, marks=SLOW) for what in ("runs", "cache", "partial")),
 ]
 
 
@@ -60,8 +60,8 @@ WAYS = [
 def test_a_place_that_may_not_be_written(
     how: str, what: str, photos: Path, undisturbed: Undisturbed, engines: Path, tmp_path: Path
 ) -> None:
-    """runs: where the run would go. run: an interrupted one. cache: an empty one. late: the cache of a training."""
-    strategy = "late" if what == "late" else "probe"
+    """runs: where the run would go. run: an interrupted one. cache: an empty one. partial: the cache of a training."""
+    strategy = "partial" if what == "partial" else "probe"
     run, cache = tmp_path / "runs" / "run", tmp_path / "cache"
     run.parent.mkdir()
     with_engines(tmp_path, engines)
@@ -71,7 +71,7 @@ def test_a_place_that_may_not_be_written(
             (run / name).unlink()
         told = (run / "run.json").read_text()
         (run / "run.json").write_text(told.replace('"finished"', '"running"'))
-    place = cache if what in ("cache", "late") else run if what == "run" else run.parent
+    place = cache if what in ("cache", "partial") else run if what == "run" else run.parent
     words = fit_words(strategy, photos, run)
     before = sorted(place.rglob("*"))
     with cached_in(cache):
@@ -132,9 +132,9 @@ class Removing(Reporter):
 
 
 STAGES = [
-    ("probe", "Looking at photos"),
+    ("probe", "Scanning images"),
     ("probe", "Computing features"),
-    pytest.param("late", "Decoding photos", marks=SLOW),
+    pytest.param("partial", "Decoding photos", marks=SLOW),
     pytest.param("full", "Decoding photos", marks=SLOW),
     pytest.param("scratch", "Training", marks=SLOW),
 ]
@@ -208,7 +208,7 @@ def test_files_of_another_time(years: int, photos: Path, undisturbed: Undisturbe
 # The clock is set while a command runs: what starts after that sees another time.
 CLOCK = """
 import sys, time
-if "unfreeze.learn.train.worker" in sys.orig_argv:
+if "unfreeze.training.fine_tune.worker" in sys.orig_argv:
     right = time.time
     time.time = lambda: right() + SHIFT
     time.time_ns = lambda: int(time.time() * 1e9)
@@ -221,7 +221,7 @@ def test_a_clock_that_is_set_in_the_middle_of_a_training(shift: int, photos: Pat
     """A budget is neither an hour longer, nor is less than an epoch trained."""
     (tmp_path / "hook").mkdir()
     (tmp_path / "hook" / "sitecustomize.py").write_text(CLOCK.replace("SHIFT", str(shift)))
-    words = fit_words("late", photos, tmp_path / "run", train__epochs=10_000, train__budget="12s")
+    words = fit_words("partial", photos, tmp_path / "run", train__epochs=10_000, train__time_budget="12s")
     ended = subprocess.run(
         unfreeze(*words),
         env={**os.environ, "PYTHONPATH": str(tmp_path / "hook"), "UNFREEZE_CACHE": str(tmp_path / "cache")},

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from smallruns import TRIED, Undisturbed, cached_in, fit_words, same_found, with_engines
 
 from commandline import Answer, leftovers, run_cli
+from unfreeze.core.corrections import Correction, append_correction, read_corrections, withdraw_correction
 from unfreeze.core.errors import StorageError
-from unfreeze.core.files import write_whole
-from unfreeze.core.verdicts import Verdict, append_verdict, read_verdicts, withdraw_verdict
+from unfreeze.core.files import atomic_write
 
 FULL = "the disk is full; free some space and run the same command again"
 
@@ -32,7 +32,7 @@ def test_a_disk_that_is_full_again_and_again(
     strategy: str, what: str, photos: Path, undisturbed: Undisturbed, engines: Path, tmp_path: Path
 ) -> None:
     """It gets a little larger each time, so that it fills up at another file."""
-    other, allowed = undisturbed(strategy), {"probe__max_gigabytes": 1.0}  # by itself it takes half of what is free
+    other, allowed = undisturbed(strategy), {"probe__max_cache_gb": 1.0}
     complaints: list[str] = []
     with small_disk(tmp_path / "disk", 8) as disk:
         run = (disk.path if what == "run" else tmp_path) / "run"
@@ -74,31 +74,31 @@ def test_a_full_disk_in_the_words_of_a_library(library: str, tmp_path: Path) -> 
     }
     with small_disk(tmp_path / "disk", 256) as disk:
         with pytest.raises(StorageError, match=FULL):
-            write_whole(disk.path / "file.npy", write[library])
+            atomic_write(disk.path / "file.npy", write[library])
         assert not list(disk.path.iterdir())
 
 
-def test_a_verdict_that_the_disk_refused_is_not_in_the_file(tmp_path: Path) -> None:
+def test_a_correction_that_the_disk_refused_is_not_in_the_file(tmp_path: Path) -> None:
     """What was answered is there, what was refused is not: also where a part of the line still fitted."""
     with small_disk(tmp_path / "disk", 64) as disk:
-        file = disk.path / "verdicts.csv"
-        append_verdict(file, Verdict("0.jpg", "", "keep", "", "t"))
+        file = disk.path / "corrections.csv"
+        append_correction(file, Correction("0.jpg", "", "keep", "", "t"))
         (disk.path / "other").write_bytes(b"x" * disk.free)
         saved = ["0.jpg"]
         with pytest.raises(StorageError, match=FULL):
             for number in range(1, 10_000):
-                append_verdict(file, Verdict(f"{number}.jpg", "", "relabel", "red", "2026-01-01T00:00:00+00:00"))
+                append_correction(file, Correction(f"{number}.jpg", "", "relabel", "red", "2026-01-01T00:00:00+00:00"))
                 saved.append(f"{number}.jpg")
         assert len(saved) > 10
-        found, findings = read_verdicts(file)
+        found, findings = read_corrections(file)
         assert [v.path for v in found] == saved and not findings
         with pytest.raises(StorageError, match=FULL):
-            withdraw_verdict(file, saved[-1])
-        assert not leftovers(disk.path) and read_verdicts(file)[0] == found
+            withdraw_correction(file, saved[-1])
+        assert not leftovers(disk.path) and read_corrections(file)[0] == found
         (disk.path / "other").unlink()
-        append_verdict(file, Verdict("last.jpg", "", "keep", "", "t"))
-        assert withdraw_verdict(file, saved.pop())
-        assert [v.path for v in read_verdicts(file)[0]] == [*saved, "last.jpg"]
+        append_correction(file, Correction("last.jpg", "", "keep", "", "t"))
+        assert withdraw_correction(file, saved.pop())
+        assert [v.path for v in read_corrections(file)[0]] == [*saved, "last.jpg"]
 
 
 @pytest.mark.soak
@@ -106,7 +106,7 @@ def test_a_converted_network_that_the_disk_has_no_room_for(
     photos: Path, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     """OpenVINO may cut its file off without a word: nothing of it is kept or used."""
-    run, words = tmp_path / "run", fit_words("probe", photos, tmp_path / "run", probe__max_gigabytes=1.0)
+    run, words = tmp_path / "run", fit_words("probe", photos, tmp_path / "run", probe__max_cache_gb=1.0)
     with small_disk(tmp_path / "disk", 400) as disk, cached_in(disk.path):
         for kilobytes in (400, 1_000, 1_600, 2_000):
             disk.resize(kilobytes)
@@ -123,7 +123,7 @@ def test_a_converted_network_that_the_disk_has_no_room_for(
 def test_a_search_on_a_full_disk(photos: Path, tmp_path: Path) -> None:
     """The database's own errors, too, are one line, and the search goes on."""
     options = [*fit_words("probe", photos, "x")[2:4], *fit_words("probe", photos, "x")[6:], "--trials", "2"]
-    space = ["--space", "image.color=gray,rgb", "--space", "balance.power=0.0..1.0"]
+    space = ["--space", "image.color=gray,rgb", "--space", "balance.class_weight_power=0.0..1.0"]
     complaints: list[str] = []
     with small_disk(tmp_path / "disk", 8) as disk, cached_in(tmp_path / "cache"):
         words = ["tune", photos, *options, *space, "--run", disk.path / "search"]

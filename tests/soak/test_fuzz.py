@@ -24,12 +24,13 @@ from PIL import Image
 
 from fuzzing import JSON, damaged, fuzzed, ours
 from photosets import draw
+from unfreeze.core.corrections import CORRECTIONS, Correction, append_correction, read_corrections, withdraw_correction
 from unfreeze.core.errors import PhotoError
-from unfreeze.core.recipe import Recipe, parse_assignments, read_recipe
-from unfreeze.core.recipe_sections import Source
+from unfreeze.core.recipe import Recipe, parse_overrides, read_recipe
+from unfreeze.core.recipe_schema import Source
 from unfreeze.core.runs import list_runs, open_run, read_log
-from unfreeze.core.verdicts import VERDICTS, Verdict, append_verdict, read_verdicts, withdraw_verdict
-from unfreeze.data.images import FORMATS, decode, decode_sized, load_square
+from unfreeze.data.decode import decode, decode_sized, load_crop
+from unfreeze.data.image_formats import FORMATS
 from unfreeze.data.readers import read
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, which the product keeps from its users
@@ -81,7 +82,9 @@ SEEDS = {
 
 
 def test_every_format_is_among_the_photos() -> None:
-    assert {Image.open(io.BytesIO(data)).format for data in SEEDS.values()} == set(FORMATS)
+    assert {Image.open(io.BytesIO(data)).format for data in SEEDS.values()} == {
+        reader for form in FORMATS.values() for reader in form.readers
+    } - {"HEIF"}
 
 
 @fuzzed
@@ -94,7 +97,7 @@ def test_decoder(data: bytes, short_side: int) -> None:
         return
     assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3 and min(pixels.shape) > 0
     assert pixels.size <= 3_000_000 and min(size) > 0
-    square = load_square(data, 16, 0.9, max_pixels=1_000_000)
+    square = load_crop(data, 16, 0.9, max_pixels=1_000_000)
     assert square.shape == (16, 16, 3)
     assert ours(lambda: decode(data, max_pixels=1)) is None or size == (1, 1)
 
@@ -255,7 +258,16 @@ def test_parquet(folder: Path, content: bytes) -> None:
 
 # Recipes
 
-KEYS = ["seed", "image.size", "image.crop", "probe.race", "balance.add", "source.label", "tune.space", "train.budget"]
+KEYS = [
+    "seed",
+    "image.size",
+    "image.crop",
+    "probe.input_candidates",
+    "balance.extra_views",
+    "source.label",
+    "tune.search_space",
+    "train.time_budget",
+]
 WORDS = st.text(string.ascii_lowercase + "._-[]{}=\"'#,\n\0 0123456789", max_size=12)
 VALUE = st.one_of(
     st.sampled_from(
@@ -270,7 +282,7 @@ KEY = st.one_of(st.sampled_from(KEYS), WORDS)
 @fuzzed
 @given(st.lists(st.tuples(KEY, VALUE), max_size=4))
 def test_settings(pairs: list[tuple[str, str]]) -> None:
-    recipe = ours(lambda: Recipe().replace(**parse_assignments([f"{key}={value}" for key, value in pairs])))
+    recipe = ours(lambda: Recipe().replace(**parse_overrides([f"{key}={value}" for key, value in pairs])))
     if recipe is not None:
         recipe.to_toml().encode("utf-8")
 
@@ -329,7 +341,8 @@ def _repacked(whole: bytes, pickled: bytes) -> bytes:
 @pytest.fixture(scope="module")
 def weights() -> st.SearchStrategy[tuple[str, bytes]]:
     """File names and contents of weights."""
-    safetensors = pytest.importorskip("safetensors.numpy")
+    from safetensors import numpy as safetensors
+
     whole = safetensors.save({"a.weight": np.ones((3, 4), np.float32), "a.bias": np.ones(3, np.float32)})
     zipped, plain = _saved_by_torch(True), _saved_by_torch(False)
     with zipfile.ZipFile(io.BytesIO(zipped)) as archive:
@@ -348,7 +361,7 @@ def weights() -> st.SearchStrategy[tuple[str, bytes]]:
 @fuzzed
 @given(data=st.data())
 def test_weights(folder: Path, weights: st.SearchStrategy[tuple[str, bytes]], data: st.DataObject) -> None:
-    from unfreeze.model.statedicts import read_tensors
+    from unfreeze.models.checkpoints import read_tensors
 
     name, content = data.draw(weights)
     file = folder / name
@@ -361,35 +374,37 @@ def test_weights(folder: Path, weights: st.SearchStrategy[tuple[str, bytes]], da
 
 # What a person or a run has written
 
-VERDICT_FILE = b'path,hash,verdict,label,when\na.jpg,1,keep,,x\n"b,""c.jpg",2,relabel,red,x\n\'=d.jpg,3,exclude,,x\n'
+CORRECTION_FILE = (
+    b'path,hash,action,label,timestamp\na.jpg,1,keep,,x\n"b,""c.jpg",2,relabel,red,x\n\'=d.jpg,3,exclude,,x\n'
+)
 
 
 @fuzzed
 @given(
     content=st.one_of(
-        damaged(VERDICT_FILE),
+        damaged(CORRECTION_FILE),
         st.binary(max_size=120),
         st.lists(st.lists(CELL, max_size=6), max_size=6).map(
-            lambda rows: b"path,verdict,label\n" + "\n".join(",".join(row) for row in rows).encode("utf-8")
+            lambda rows: b"path,action,label\n" + "\n".join(",".join(row) for row in rows).encode("utf-8")
         ),
-        st.integers(100_000, 300_000).map(lambda n: b"path,verdict\n" + b"x" * n + b",keep\n"),
+        st.integers(100_000, 300_000).map(lambda n: b"path,action\n" + b"x" * n + b",keep\n"),
     ),
     path=st.text(max_size=6),
-    word=st.sampled_from(VERDICTS),
+    word=st.sampled_from(CORRECTIONS),
 )
-def test_verdict_files(folder: Path, content: bytes, path: str, word: str) -> None:
-    file = folder / "verdicts.csv"
+def test_correction_files(folder: Path, content: bytes, path: str, word: str) -> None:
+    file = folder / "corrections.csv"
     file.write_bytes(content)
-    before = ours(lambda: read_verdicts(file))
+    before = ours(lambda: read_corrections(file))
     if before is not None:
-        assert all(one.path and one.verdict in VERDICTS for one in before[0])
-    wish = Verdict(f"p{path}", "", word, "red" if word == "relabel" else "")
-    added = ours(lambda: append_verdict(file, wish) or True)
+        assert all(one.path and one.action in CORRECTIONS for one in before[0])
+    wish = Correction(f"p{path}", "", word, "red" if word == "relabel" else "")
+    added = ours(lambda: append_correction(file, wish) or True)
     if added and before is not None:
-        after = read_verdicts(file)[0]
-        assert after[-1].path == wish.path and after[-1].verdict == word
+        after = read_corrections(file)[0]
+        assert after[-1].path == wish.path and after[-1].action == word
         assert [v.path for v in after[:-1]] == [v.path for v in before[0] if v.path != wish.path]
-        assert withdraw_verdict(file, wish.path)
+        assert withdraw_correction(file, wish.path)
     if not added:
         assert file.read_bytes() == content, "what is not ours is left as it is"
 
@@ -450,8 +465,7 @@ def shard() -> bytes:
 @fuzzed
 @given(data=st.data())
 def test_shards(tmp_path_factory: pytest.TempPathFactory, shard: bytes, data: st.DataObject) -> None:
-    pytest.importorskip("unfreeze.data.webdataset")
-    from unfreeze.data.images import read_bytes
+    from unfreeze.data.decode import read_bytes
 
     root = tmp_path_factory.getbasetemp() / "shards"
     shutil.rmtree(root, ignore_errors=True)

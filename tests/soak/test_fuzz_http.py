@@ -18,15 +18,15 @@ from starlette.testclient import TestClient
 from fuzzing import CASES, JSON, damaged, fuzzed, ours, settings
 from servedruns import BOUNDARY, Here, form, picture, served
 from unfreeze.core.runs import Run
-from unfreeze.deliver.report import write_report
-from unfreeze.deliver.web.guard import Guard
-from unfreeze.deliver.web.serving_limits import KINDS
-from unfreeze.deliver.web.studio import studio_app
-from unfreeze.deliver.web.studio_forms import asked, parse_form
-from unfreeze.deliver.web.studio_jobs import Jobs
-from unfreeze.deliver.web.studio_library import Library
-from unfreeze.deliver.web.studio_predict import UPLOADS, UploadError, unpacked
-from unfreeze.learn.direct import Direct
+from unfreeze.inference.in_memory import InMemoryPredictor
+from unfreeze.reports.run_report import write_report
+from unfreeze.server.access import AccessPolicy
+from unfreeze.server.serve.limits import KINDS
+from unfreeze.server.studio.app import studio_app
+from unfreeze.server.studio.job_pages import asked, parse_form
+from unfreeze.server.studio.jobs import Jobs
+from unfreeze.server.studio.library import Library
+from unfreeze.server.studio.predict_pages import UPLOADS, UploadError, unpacked
 
 ANSWERED = {200, 303, 304, *KINDS.values()} - {500}
 LATIN = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=12)
@@ -82,7 +82,7 @@ def run(run_of_24: Run) -> Run:
 
 @pytest.fixture(scope="module")
 def here(run: Run) -> Iterator[Here]:
-    with served(Direct.load(run)) as one:
+    with served(InMemoryPredictor.load(run)) as one:
         yield one
 
 
@@ -136,7 +136,7 @@ def test_serve(
 
 # The studio
 
-GUARD = Guard("127.0.0.1", 8123, uploads=UPLOADS)
+GUARD = AccessPolicy("127.0.0.1", 8123, uploads=UPLOADS)
 PAGES = [
     *("/", "/runs", "/data", "/jobs", "/jobs/new", "/compare", "/runs/{run}", "/runs/{run}/live", "/runs/{run}/report"),
     *(
@@ -145,8 +145,8 @@ PAGES = [
         "/runs/{run}/predict",
         "/runs/{run}/predict/{x}/{n}.jpg",
     ),
-    *("/runs/{run}/review/", "/runs/{run}/review/photos/{n}/large.jpg", "/runs/{run}/review/verdicts"),
-    *("/runs/{run}/review/verdicts/undo", "/questions/{x}", "/jobs/{x}", "/jobs/{x}/live", "/jobs/{x}/page"),
+    *("/runs/{run}/review/", "/runs/{run}/review/photos/{n}/large.jpg", "/runs/{run}/review/corrections"),
+    *("/runs/{run}/review/corrections/undo", "/questions/{x}", "/jobs/{x}", "/jobs/{x}/live", "/jobs/{x}/page"),
     *("/jobs/{x}/stop", "/jobs/{x}/resume", "/data/{key}", "/data/{key}/photos", "/data/{key}/eda", "/static/{x}"),
     *("/data/{key}/photo/{n}/large.jpg", "/nowhere"),
 ]
@@ -179,7 +179,7 @@ def client(library: Library) -> TestClient:
     client = TestClient(
         studio_app(library, Jobs(library.own / "jobs"), GUARD), base_url="http://127.0.0.1:8123", follow_redirects=False
     )
-    assert client.get(f"/?token={GUARD.token}").status_code == 303
+    assert client.get(f"/?token={GUARD.ticket()}").status_code == 303
     return client
 
 
@@ -261,20 +261,20 @@ def test_uploads(body: bytes) -> None:
     assert b"".join(data for _, data in files) == body.partition(b"\n")[2]
 
 
-VERDICT = st.one_of(
+CORRECTION = st.one_of(
     JSON,
     st.fixed_dictionaries(
-        {"id": st.one_of(st.integers(-1, 30), JSON), "verdict": st.sampled_from(["keep", "relabel", "exclude", "x"])},
+        {"id": st.one_of(st.integers(-1, 30), JSON), "action": st.sampled_from(["keep", "relabel", "exclude", "x"])},
         optional={"label": st.one_of(st.sampled_from(["red", "blue", ""]), st.text(max_size=5)), "more": JSON},
     ),
 )
 
 
 @settings(fuzzed, max_examples=max(20, CASES // 4))
-@given(st.one_of(VERDICT.map(lambda one: json.dumps(one).encode()), damaged(b'{"id": 1, "verdict": "keep"}')))
+@given(st.one_of(CORRECTION.map(lambda one: json.dumps(one).encode()), damaged(b'{"id": 1, "action": "keep"}')))
 def test_review(client: TestClient, run: Run, body: bytes) -> None:
     answer = client.post(
-        "/runs/colours/review/verdicts",
+        "/runs/colours/review/corrections",
         content=body,
         headers={"X-Unfreeze-Token": GUARD.form_token, "Content-Type": "application/json"},
     )
@@ -285,9 +285,9 @@ def test_review(client: TestClient, run: Run, body: bytes) -> None:
 def test_numbers_that_json_has_not_are_refused(client: TestClient, body: bytes) -> None:
     """`Infinity` was repeated in the answer that refused it, which no JSON can hold: a 500."""
     headers = {"X-Unfreeze-Token": GUARD.form_token, "Content-Type": "application/json"}
-    answer = client.post("/runs/colours/review/verdicts", content=body, headers=headers)
+    answer = client.post("/runs/colours/review/corrections", content=body, headers=headers)
     while answer.status_code == 202:
-        answer = client.post("/runs/colours/review/verdicts", content=body, headers=headers)
+        answer = client.post("/runs/colours/review/corrections", content=body, headers=headers)
     assert answer.status_code in (400, 422) and answer.text
 
 

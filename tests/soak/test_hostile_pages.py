@@ -42,20 +42,30 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for words in (
             ["check", table, "--report", "eda.html"],
             ["fit", table, *fit, "--run", "runs/one"],
-            ["suspects", "runs/one"],
+            ["label-issues", "runs/one"],
             ["diagnose", "runs/one", "--test", table],
             ["report", "runs/one", "--explain"],
             ["explain", "runs/one", first, "--out", "explain.html"],
-            ["compare", table, *fit, "--vary", "image.color=rgb,gray", "--run", "runs/compare-one"],
-            ["tune", table, *fit, "--trials", "2", "--space", "balance.power=0.0..1.0", "--run", "runs/tune-one"],
-            ["advise", table, "--report", "advice.html", *QUICK],
+            ["compare", table, *fit, "--grid", "image.color=rgb,gray", "--run", "runs/compare-one"],
+            [
+                "tune",
+                table,
+                *fit,
+                "--trials",
+                "2",
+                "--space",
+                "balance.class_weight_power=0.0..1.0",
+                "--run",
+                "runs/tune-one",
+            ],
+            ["recommend", table, "--report", "recommendation.html", *QUICK],
         ):
             answer = run_cli(*words)
             assert answer.code == 0 and "Traceback" not in answer.err, f"{words[0]}: {answer.err}"
     return folder
 
 
-QUICK = ["--set", "engine=openvino-f32", "--folds", "3", "--budget", "5s", "--set", 'advise.candidates=["probe"]']
+QUICK = ["--set", "engine=openvino-f32", "--folds", "3", "--budget", "5s", "--set", 'recommend.candidates=["probe"]']
 
 
 class Watched:
@@ -94,7 +104,7 @@ class Watched:
 
 
 WRITTEN = [
-    *("eda.html", "explain.html", "advice.html", "runs/one/report.html"),
+    *("eda.html", "explain.html", "recommendation.html", "runs/one/report.html"),
     *("runs/compare-one/compare.html", "runs/tune-one/tune.html"),
 ]
 
@@ -113,7 +123,7 @@ def test_no_page_that_a_command_writes_runs_a_name(name: str, made: Path, browse
 @contextmanager
 def running(folder: Path, *words: str) -> Iterator[str]:
     """A server of the command line's, and the address it told."""
-    command = [sys.executable, "-m", "unfreeze.app.cli", *words]
+    command = [sys.executable, "-m", "unfreeze.cli.main", *words]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder, env=os.environ)
     assert server.stdout is not None
     try:
@@ -156,7 +166,9 @@ def test_the_studio_runs_no_name(made: Path, browser: Any) -> None:
 
 
 def test_the_review_page_runs_no_name(made: Path, browser: Any) -> None:
-    with running(made, "review", "runs/one", "--no-open", "--verdicts", str(made / "v.csv"), "--limit", "5") as address:
+    with running(
+        made, "review", "runs/one", "--no-open", "--corrections", str(made / "v.csv"), "--limit", "5"
+    ) as address:
         watched = Watched(browser)
         html = watched.see(address)
         for key in ("ArrowRight", "1", "2", "3", "k", "x", "ArrowLeft"):
@@ -194,7 +206,7 @@ def test_a_run_that_was_changed_by_hand_runs_nothing(made: Path, browser: Any, t
         fixed = ("status", "classes", "class", "attributes", "label", "suggested", "path", "severity", "root", "check")
         return f"{held} {script}" if isinstance(held, str) and key not in fixed else held
 
-    for name in ("run.json", "scores.json", "findings.json", "environment.json", "suspects.json", "diagnosis.json"):
+    for name in ("run.json", "scores.json", "findings.json", "environment.json", "label_issues.json", "diagnosis.json"):
         file = copy / name
         file.write_text(json.dumps(tainted(json.loads(file.read_text()))))
     answer = run_cli("report", copy)

@@ -26,12 +26,21 @@ import pytest
 from killing import KILLS, SEED, TOLD, Command, killed_until_finished, opened_whole, times_of, undisturbed, unfreeze
 from smallruns import fit_words, same_found
 
-from unfreeze.core.verdicts import Verdict, append_verdict, read_verdicts
+from unfreeze.core.corrections import Correction, append_correction, read_corrections
 from wronglabels import wrong_set
 
 # How many of 200 kills each part makes, and of the few in `make test`.
-SHARES = {"probe": 40, "late": 25, "full": 25, "scratch": 20, "cache": 30, "verdicts": 25, "review": 15, "tune": 20}
-QUICK = {"probe": 3, "verdicts": 1}
+SHARES = {
+    "probe": 40,
+    "partial": 25,
+    "full": 25,
+    "scratch": 20,
+    "cache": 30,
+    "corrections": 25,
+    "review": 15,
+    "tune": 20,
+}
+QUICK = {"probe": 3, "corrections": 1}
 
 
 def kills_of(part: str) -> int:
@@ -43,17 +52,17 @@ def kills_of(part: str) -> int:
 # Runs the command line with segments of the cache so small that a few photos make many.
 SMALL_SEGMENTS = """
 import sys
-from unfreeze.data import looks
-from unfreeze.learn.probe import features
-looks._FLUSH = features._FLUSH = 8
-from unfreeze.app.cli import main
+from unfreeze.data import scan
+from unfreeze.features import extract
+scan._FLUSH = extract._FLUSH = 8
+from unfreeze.cli.main import main
 main()
 """
 
 
 @pytest.mark.parametrize(
     "part",
-    ["probe", *(pytest.param(part, marks=pytest.mark.soak) for part in ("late", "full", "scratch", "cache"))],
+    ["probe", *(pytest.param(part, marks=pytest.mark.soak) for part in ("partial", "full", "scratch", "cache"))],
 )
 def test_a_fit_that_is_killed_again_and_again(part: str, photos: Path, tmp_path: Path, request: Any) -> None:
     """Each round has a new run folder and a new cache; a round's kills are all in them."""
@@ -95,26 +104,27 @@ def test_a_fit_that_is_killed_again_and_again(part: str, photos: Path, tmp_path:
     assert kills.killed == wanted and kills.finished == number
 
 
-# --- verdicts --------------------------------------------------------------------------------------------------------
+# --- corrections
+# --------------------------------------------------------------------------------------------------------
 
-# Writes verdicts, takes every third one back, and says so after each, as the page's server does.
+# Writes corrections, takes every third one back, and says so after each, as the page's server does.
 WRITER = """
 import sys
 from pathlib import Path
-from unfreeze.core.verdicts import Verdict, append_verdict, withdraw_verdict
+from unfreeze.core.corrections import Correction, append_correction, withdraw_correction
 file, first, last = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 for i in range(first, last):
-    append_verdict(file, Verdict(f"{i}.jpg", "", "relabel", 'red, "or" green', "t"))
+    append_correction(file, Correction(f"{i}.jpg", "", "relabel", 'red, "or" green', "t"))
     print(f"+{i}", flush=True)
     if i % 3 == 2:
-        withdraw_verdict(file, f"{i}.jpg")
+        withdraw_correction(file, f"{i}.jpg")
         print(f"-{i}", flush=True)
 """
 
 
-def test_verdicts_that_were_answered_survive(tmp_path: Path) -> None:
-    file, said = tmp_path / "run" / "verdicts.csv", tmp_path / "said"
-    draw, wanted, killed, first = random.Random(f"verdicts{SEED}"), kills_of("verdicts"), 0, 0
+def test_corrections_that_were_answered_survive(tmp_path: Path) -> None:
+    file, said = tmp_path / "run" / "corrections.csv", tmp_path / "said"
+    draw, wanted, killed, first = random.Random(f"corrections{SEED}"), kills_of("corrections"), 0, 0
     there: set[int] = set()
     while killed < wanted:
         with said.open("w") as stream:
@@ -134,15 +144,15 @@ def test_verdicts_that_were_answered_survive(tmp_path: Path) -> None:
                 number = int(line[1:])
                 (there.add if line[0] == "+" else there.discard)(number)
                 first = number + 1
-        found = {int(v.path.removesuffix(".jpg")) for v in read_verdicts(file)[0]} if file.exists() else set()
+        found = {int(v.path.removesuffix(".jpg")) for v in read_corrections(file)[0]} if file.exists() else set()
         # The one that was being written when the kill came may be there, or gone, unsaid.
         assert found ^ there <= {first - 1, first}, sorted(found ^ there)
-        assert all(v.label == 'red, "or" green' for v in (read_verdicts(file)[0] if found else []))
+        assert all(v.label == 'red, "or" green' for v in (read_corrections(file)[0] if found else []))
         there = found
         first = max([first, *(n + 1 for n in found)])
-    append_verdict(file, Verdict("last.jpg", "", "keep", "", "t"))
-    assert {v.path for v in read_verdicts(file)[0]} == {f"{n}.jpg" for n in there} | {"last.jpg"}
-    TOLD["verdicts"] = killed
+    append_correction(file, Correction("last.jpg", "", "keep", "", "t"))
+    assert {v.path for v in read_corrections(file)[0]} == {f"{n}.jpg" for n in there} | {"last.jpg"}
+    TOLD["corrections"] = killed
     assert len(there) > killed
 
 
@@ -189,7 +199,7 @@ class Answered(NamedTuple):
 def test_what_a_person_judged_in_the_page_survives(tmp_path: Path) -> None:
     """Over HTTP: what the page was told is saved is in the file, and the next page shows it."""
     table, _ = wrong_set(tmp_path / "photos")
-    run, file, cache = tmp_path / "run", tmp_path / "verdicts.csv", tmp_path / "cache"
+    run, file, cache = tmp_path / "run", tmp_path / "corrections.csv", tmp_path / "cache"
     more = {"source__group": "group", "source__group_regex": ""}
     code, *_, err = Command(unfreeze(*fit_words("probe", table, run, **more)), tmp_path, cache, [run]).run()
     assert code == 0, err
@@ -197,7 +207,7 @@ def test_what_a_person_judged_in_the_page_survives(tmp_path: Path) -> None:
     saved: dict[str, Any] = {}  # as the last answer told
     while killed < wanted:
         server = subprocess.Popen(
-            unfreeze("review", run, "--no-open", "--verdicts", file, "--limit", 20),
+            unfreeze("review", run, "--no-open", "--corrections", file, "--limit", 20),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -211,19 +221,21 @@ def test_what_a_person_judged_in_the_page_survives(tmp_path: Path) -> None:
         else:
             page = Page(server)
             changed = {
-                row for row in {*saved, *page.deck["verdicts"]} if saved.get(row) != page.deck["verdicts"].get(row)
+                row
+                for row in {*saved, *page.deck["corrections"]}
+                if saved.get(row) != page.deck["corrections"].get(row)
             }
-            assert len(changed) <= 1, "more than the one verdict that was on its way when the kill came"
-            saved = page.deck["verdicts"]
+            assert len(changed) <= 1, "more than the one correction that was on its way when the kill came"
+            saved = page.deck["corrections"]
             timer = threading.Timer(draw.uniform(0.02, 0.5), os.killpg, (server.pid, signal.SIGKILL))
             timer.start()
             with contextlib.suppress(OSError, http.client.HTTPException):
                 while True:
                     if saved and draw.random() < 0.2:
-                        saved = page.send("/verdicts/undo", {})["verdicts"]
+                        saved = page.send("/corrections/undo", {})["corrections"]
                     else:
-                        card, verdict = draw.choice(page.deck["cards"]), draw.choice(["keep", "exclude"])
-                        saved = page.send("/verdicts", {"id": card["id"], "verdict": verdict})["verdicts"]
+                        card, correction = draw.choice(page.deck["cards"]), draw.choice(["keep", "exclude"])
+                        saved = page.send("/corrections", {"id": card["id"], "action": correction})["corrections"]
                     judged += 1
             timer.join()
         assert server.wait(30) == -signal.SIGKILL
@@ -231,7 +243,7 @@ def test_what_a_person_judged_in_the_page_survives(tmp_path: Path) -> None:
         server.stdout.close()
         killed += 1
         opened_whole(run)
-        found, _ = read_verdicts(file) if file.exists() else ([], [])
+        found, _ = read_corrections(file) if file.exists() else ([], [])
         assert len(found) >= len(saved) - 1
     TOLD["review"] = killed
     assert saved
@@ -243,8 +255,8 @@ def test_what_a_person_judged_in_the_page_survives(tmp_path: Path) -> None:
 @pytest.mark.soak
 def test_a_search_that_is_killed_again_and_again(photos: Path, tmp_path: Path, engines: Path) -> None:
     """It ends with the trials, recipes and runs of a search that nobody disturbed."""
-    options = fit_words("probe", photos, "search", image__color="gray", probe__strengths=[1.0])[2:]
-    space = ["--space", "image.color=gray,rgb", "--space", "balance.power=0.0..1.0", "--trials", "3"]
+    options = fit_words("probe", photos, "search", image__color="gray", probe__Cs=[1.0])[2:]
+    space = ["--space", "image.color=gray,rgb", "--space", "balance.class_weight_power=0.0..1.0", "--trials", "3"]
     words = unfreeze("tune", photos, *options, *space)
 
     def started(place: Path) -> Command:

@@ -118,7 +118,7 @@ NEVER = {
     *("torch.hub.load", "subprocess.getoutput", "subprocess.getstatusoutput", "shutil.unpack_archive"),
 }
 # A file that `export` has written is run as other programs will run it; docs/security.md says what that means.
-KNOWN = {("export_formats.py", "torch.jit.load")}
+KNOWN = {("formats.py", "torch.jit.load")}
 # Name of the function -> the keyword that it may only be called with, and its value.
 ONLY_WITH = {
     "torch.load": ("weights_only", True),

@@ -1,1 +1,4 @@
-"""What every layer shares: errors, tables, recipe, run folders, progress, work. No torch."""
+"""Building blocks shared by all layers: errors, files, cache, recipes, datasets and run folders.
+
+No module of this package imports torch.
+"""

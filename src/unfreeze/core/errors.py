@@ -1,8 +1,8 @@
-"""The whole error tree.
+"""Exception hierarchy, and helpers that format error messages.
 
-Every error a user can cause derives from `UnfreezeError`. Its text is one line for people: what
-happened, where, and what to do. The command line prints that line and exits with `exit_code`; it
-never shows a traceback for one of these. Anything else that escapes is a bug of ours.
+Every error that a user can cause derives from `UnfreezeError`. Its message is one line that states what happened,
+where, and how to fix it. The command line prints this line without a traceback and exits with `exit_code`. Any other
+exception that escapes is a bug.
 """
 
 from __future__ import annotations
@@ -17,95 +17,135 @@ _ONE_LINE = {
 
 
 class UnfreezeError(Exception):
-    """Base of all errors that people can mend. `exit_code` is the command line's."""
+    """Base class of all errors that the user can fix.
+
+    Attributes:
+        exit_code: Exit code of the command line.
+    """
 
     exit_code = 2
 
     def __str__(self) -> str:
-        # One line whatever a file is called: control characters could break it or drive the terminal, and
-        # surrogates (names that are not UTF-8) cannot be printed.
+        # File names may contain control characters, which could break the line or control the terminal, and lone
+        # surrogates (bytes that are not UTF-8), which cannot be printed.
         return super().__str__().translate(_ONE_LINE).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+class ArgumentTypeError(UnfreezeError, TypeError):
+    """An argument of a Python function has an unsupported type."""
+
+
 class SourceError(UnfreezeError):
-    """The photos' source (folder, CSV, layout) cannot be read as one."""
+    """The data source (folder, table or archive) cannot be read as an image dataset."""
 
 
 class PhotoError(UnfreezeError):
-    """One photo cannot be decoded; `reason` says why without the path."""
+    """An image cannot be decoded.
+
+    Attributes:
+        path: Path of the image.
+        reason: Reason, without the path.
+    """
 
     def __init__(self, path: object, reason: str) -> None:
         self.path, self.reason = str(path), reason
         super().__init__(f"{path}: {reason}")
 
     def __reduce__(self) -> tuple[type[PhotoError], tuple[str, str]]:
-        return type(self), (self.path, self.reason)  # so that it survives the way out of another process
+        return type(self), (self.path, self.reason)  # makes the error picklable across processes
 
 
 class FoldError(UnfreezeError):
-    """Folds as asked for are not possible with these groups and classes."""
+    """The requested folds are impossible with the given groups and classes."""
 
 
 class RecipeError(UnfreezeError):
-    """A recipe names an unknown key or holds a value out of range."""
+    """A recipe contains an unknown key or an invalid value."""
 
 
 class BackboneError(UnfreezeError):
-    """A backbone or its weights are unknown, absent or not what they claim to be."""
+    """A backbone or its weights are unknown, missing or not the expected ones."""
 
 
 class DetectorError(UnfreezeError):
-    """A face detector or its weights are unknown or not what they claim to be."""
+    """A face detector or its weights are unknown or not the expected ones."""
 
 
 class EngineError(UnfreezeError):
-    """No engine can run the backbone here."""
+    """No inference engine can run the backbone on this machine, or a Ray cluster failed."""
+
+
+class ProbabilityError(UnfreezeError):
+    """A predicted probability is not finite."""
 
 
 class CacheError(UnfreezeError):
-    """The cache cannot be used at all (no permission, no space); damage is rebuilt, not raised."""
+    """The cache cannot be used, or rows were missing or damaged when they were read."""
 
 
 class RunError(UnfreezeError):
-    """A run folder is missing, unfinished, of a newer version, or already finished."""
+    """A run folder is missing, unfinished, damaged, already finished, or written by a newer version."""
 
 
 class TemplateError(UnfreezeError):
-    """A submission does not match its template."""
+    """A submission does not match its template, or cannot be written as requested."""
 
 
-class VerdictsError(UnfreezeError):
-    """A file of verdicts cannot be read, or names a verdict or class that does not exist."""
+class CorrectionsError(UnfreezeError):
+    """A corrections file cannot be read, or contains an unknown correction or class."""
 
 
 class MissingExtraError(UnfreezeError):
-    """A feature needs a package that is not installed; the text says what to install."""
+    """A feature needs an optional package that is not installed. The message names the package."""
 
 
 class StorageError(UnfreezeError):
-    """The disk is full, read-only or not ours to write to."""
+    """A file or folder cannot be accessed: full disk, read-only file system, no permission, unreachable URL."""
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the closest of `choices`, else an empty string."""
+def wrong_type(argument: str, value: object, accepted: str) -> ArgumentTypeError:
+    """Build the error for an argument of the wrong type.
+
+    Args:
+        argument: Name of the argument.
+        value: Value that was passed.
+        accepted: Description of the accepted types, as in `a Recipe`.
+    """
+    kind = type(value)
+    name = kind.__qualname__ if kind.__module__ in ("builtins", __name__) else f"{kind.__module__}.{kind.__qualname__}"
+    if isinstance(value, type):
+        name = f"the class {value.__qualname__}"
+    if (dtype := getattr(value, "dtype", None)) is not None:
+        name += f" of {dtype}"
+    return ArgumentTypeError(f"{argument}: {name} is not accepted. Give {accepted}.")
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """Suggest the closest of `choices` as ` Did you mean 'x'?`; empty if none is close."""
     match = get_close_matches(word, list(choices), n=1, cutoff=0.5)
     return f" Did you mean '{match[0]}'?" if match else ""
 
 
-def listed(items: Iterable[object], limit: int = 5) -> str:
-    """The first `limit` items as text, and how many more there are: `a, b and 3 more`."""
-    # Names come from files and tables: a line break or control character in one must not break the line.
-    texts = [printable(str(item)) for item in items]
+def join_names(items: Iterable[object], limit: int = 5) -> str:
+    """Join the first `limit` items and count the others: `a, b and 3 more`."""
+    # Names come from files and tables and may contain line breaks or control characters.
+    texts = [sanitize(str(item)) for item in items]
     head = ", ".join(texts[:limit])
     return head if len(texts) <= limit else f"{head} and {len(texts) - limit} more"
 
 
-def in_a_line(error: object) -> str:
-    """What another library raised, as its type and the last line that it says."""
+def pluralize(number: int, noun: str) -> str:
+    """Format a count with its noun: `1 photo`, `1,500 photos`, `2 classes`."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+def one_line(error: object) -> str:
+    """Type name and last message line of an exception from another library."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
 
 
-def printable(text: str) -> str:
-    """The text with control characters replaced: names come from files, and may not drive a terminal."""
+def sanitize(text: str) -> str:
+    """Replace non-printable characters, since names come from files and must not control the terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -1,4 +1,7 @@
-"""Progress of long work: rows and bars on stderr, silent under --json and in libraries."""
+"""Progress of long computations: messages and progress bars on stderr.
+
+`Reporter` discards everything and is the default in Python programs and with `--json`. `ConsoleReporter` prints.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +24,12 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from unfreeze.core.errors import StorageError, printable
+from unfreeze.core.errors import StorageError, sanitize
 from unfreeze.core.files import write_json
 
 Advance = Callable[[int], None]
-WATCHED = "UNFREEZE_PROGRESS"  # names a file in which a program that watches this one reads how far its bar is
-_OFTEN = 0.3  # seconds between two looks at that file
+PROGRESS_FILE_ENV = "UNFREEZE_PROGRESS"  # names a file from which another program reads the progress of this one
+_OFTEN = 0.3  # minimum seconds between two writes of that file
 
 
 class _Rate(ProgressColumn):
@@ -36,26 +39,34 @@ class _Rate(ProgressColumn):
 
 
 class Reporter:
-    """What a stage tells while it works. This one says nothing: the default inside Python programs."""
+    """Receiver of messages and progress of a stage. The base class discards them."""
 
     def say(self, text: str) -> None:
-        """A line for people: a choice that was made, a fallback taken."""
+        """Report a message for the user, for example a choice that was made or a fallback."""
 
     @contextmanager
     def bar(self, what: str, total: int) -> Iterator[Advance]:
-        """A bar of `total` steps; the value is called with the number of steps done since."""
+        """Show a progress bar while the block runs.
+
+        Args:
+            what: Label of the bar.
+            total: Number of steps.
+
+        Yields:
+            A function to call with the number of steps completed since its last call.
+        """
         yield lambda steps: None
 
 
 class ConsoleReporter(Reporter):
-    """Lines and bars on a Rich console (stderr, so that stdout stays the answer)."""
+    """Prints messages and progress bars to a Rich console (stderr, since stdout is reserved for the answer)."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
 
     def say(self, text: str) -> None:
-        wrapped = self.console.is_terminal  # a pipe gets whole lines
-        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=not wrapped)
+        wrapped = self.console.is_terminal  # lines in a pipe are not wrapped
+        self.console.print(sanitize(text), markup=False, highlight=False, soft_wrap=not wrapped)
 
     @contextmanager
     def bar(self, what: str, total: int) -> Iterator[Advance]:
@@ -71,11 +82,11 @@ class ConsoleReporter(Reporter):
             *columns, console=self.console, transient=True, refresh_per_second=8, disable=not self.console.is_terminal
         ) as progress:
             task = progress.add_task(what, total=total)
-            with _watched(what, total) as told:
+            with _watched(what, total) as advance_by:
 
                 def advance(steps: int) -> None:
                     progress.advance(task, steps)
-                    told(steps)
+                    advance_by(steps)
 
                 yield advance
         seconds = time.perf_counter() - started
@@ -85,23 +96,23 @@ class ConsoleReporter(Reporter):
 
 @contextmanager
 def _watched(what: str, total: int) -> Iterator[Advance]:
-    """Writes `{"what", "done", "total", "since"}` to the file that WATCHED names, now and then; gone at the end."""
-    if not os.environ.get(WATCHED):
+    """Write `{"what", "done", "total", "since"}` to the file named by `PROGRESS_FILE_ENV`, and delete it at the end."""
+    if not os.environ.get(PROGRESS_FILE_ENV):
         yield lambda steps: None
         return
-    file, since, done, last = Path(os.environ[WATCHED]), time.time(), 0, 0.0
+    file, since, done, last = Path(os.environ[PROGRESS_FILE_ENV]), time.time(), 0, 0.0
 
-    def told(steps: int) -> None:
+    def advance_by(steps: int) -> None:
         nonlocal done, last
         done += steps
         if time.monotonic() - last > _OFTEN:
             last = time.monotonic()
-            with contextlib.suppress(OSError, StorageError):  # nobody's work is lost because it cannot be watched
-                write_json(file, {"what": printable(what), "done": done, "total": total, "since": since})
+            with contextlib.suppress(OSError, StorageError):  # failing to report must not end the work
+                write_json(file, {"what": sanitize(what), "done": done, "total": total, "since": since})
 
-    told(0)
+    advance_by(0)
     try:
-        yield told
+        yield advance_by
     finally:
         with contextlib.suppress(OSError):
             file.unlink(missing_ok=True)

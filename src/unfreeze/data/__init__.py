@@ -1,1 +1,1 @@
-"""Files in; tables and pixels out. No torch."""
+"""Reading, decoding, checking and splitting images. No torch."""

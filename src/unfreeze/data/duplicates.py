@@ -1,4 +1,8 @@
-"""Exact and near duplicates, found by hashes and joined with the groups they tie together."""
+"""Exact and near duplicates by hashing, and the connected components of groups that share duplicates.
+
+Exact duplicates have the same content hash. Near duplicates have similar 256-bit difference hashes and similar color
+thumbnails; candidates are found by locality-sensitive hashing over bands of the difference hash.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +13,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Of 256 bits. Re-encoding and resizing change fewer; two photos of one scene usually more.
+# Maximum Hamming distance of two 256-bit hashes. Re-encoding and resizing change fewer bits; two images of one scene
+# usually differ in more.
 NEAR_BITS = 14
-# Mean difference of the 8 x 8 colour thumbnails (0-255): the same gradients in other colours are another photo.
+# Maximum mean absolute difference of the 8 x 8 color thumbnails (0-255). It separates images that have the same
+# gradients in other colors.
 NEAR_COLOUR = 6.0
-# Bands that more photos share than this (blank borders, plain backgrounds, a long burst) would cost squares.
+# Buckets with more images than this (blank borders, plain backgrounds, a long burst) are compared with leaders only,
+# because comparing all pairs would take quadratic time.
 _CROWD = 64
 _LEADERS = 64
-_AT_ONCE = 1 << 18  # pairs compared in one go
-_ONE_BAND = 2_000_000
+_AT_ONCE = 1 << 18  # pairs per batch
+_ONE_BAND = 2_000_000  # images up to which candidates need to share only one band
 
 Pairs = NDArray[np.int64]
 
 
 def exact_duplicates(keys: NDArray[np.uint64], usable: NDArray[np.bool_]) -> Pairs:
-    """Pairs (m, 2) of photos with equal bytes: each one with the first of its kind."""
+    """Find images with identical content.
+
+    Args:
+        keys: Content hashes, uint64 (n, 2).
+        usable: Images to compare, bool (n,).
+
+    Returns:
+        int64 (m, 2): each duplicate paired with the first image of the same content, which comes first.
+    """
     rows = np.flatnonzero(usable)
     _, first, which = np.unique(keys[rows], axis=0, return_index=True, return_inverse=True)
     original = rows[first[which.ravel()]]
@@ -32,16 +47,26 @@ def exact_duplicates(keys: NDArray[np.uint64], usable: NDArray[np.bool_]) -> Pai
 
 
 def near_duplicates(dhash: NDArray[np.uint64], thumb: NDArray[np.uint8], usable: NDArray[np.bool_]) -> Pairs:
-    """Pairs (m, 2) of photos that look the same: difference hashes within NEAR_BITS, thumbnails within NEAR_COLOUR.
+    """Find images that look the same: hashes within NEAR_BITS and thumbnails within NEAR_COLOUR.
 
-    dhash: uint64 (n, 4). thumb: uint8 (n, 8, 8, 3). Candidates share at least one of 16 bands of 16 bits,
-    which hashes that differ in fewer than 16 bits must (pigeonhole); above 2,000,000 photos, where chance alone fills
-    such a band, they share two: 14 bits can spoil 14 bands at most. Where more than _CROWD photos share a band,
-    they are held against at most _LEADERS of them instead of each against each: what looks the same is tied
-    together through its leader, and a crowd of plain backgrounds does not cost squares.
+    Candidates share at least one of 16 bands of 16 bits. By the pigeonhole principle, all hashes that differ in fewer
+    than 16 bits do. Above 2,000,000 images, a single band matches too often by chance, so candidates must share two
+    bands; 14 differing bits change at most 14 bands, so at least two remain equal.
+
+    If more than `_CROWD` images share a band, each is compared with at most `_LEADERS` of them instead of with all
+    others. Similar images are then connected through a leader, without quadratic time for large sets of plain
+    backgrounds.
+
+    Args:
+        dhash: 256-bit difference hashes, uint64 (n, 4).
+        thumb: Color thumbnails, uint8 (n, 8, 8, 3).
+        usable: Images to compare, bool (n,).
+
+    Returns:
+        Unique pairs of indices, int64 (m, 2), with first < second.
     """
     rows = np.flatnonzero(usable)
-    known = np.zeros(0, np.int64)  # pairs as one number each, first * n + second
+    known = np.zeros(0, np.int64)  # pairs encoded as first * n + second
     for band in _bands(dhash[rows].view(np.uint16), 2 if len(rows) > _ONE_BAND else 1):
         order = np.argsort(band, kind="stable")
         members, values = rows[order], band[order]
@@ -58,20 +83,20 @@ def near_duplicates(dhash: NDArray[np.uint64], thumb: NDArray[np.uint8], usable:
         for start, size in zip(starts[sizes > _CROWD], sizes[sizes > _CROWD], strict=True):
             found += _with_leaders(members[start : start + size], dhash, thumb)
         known = np.union1d(known, _numbered(np.concatenate(found), len(dhash)))
-    # Photos whose whole hash is the same are neighbours even where all their bands are crowded.
+    # Images with identical hashes are compared even if all their bands exceed _CROWD.
     _, first, which = np.unique(dhash[rows], axis=0, return_index=True, return_inverse=True)
     known = np.union1d(known, _numbered(_alike(rows[first[which.ravel()]], rows, dhash, thumb), len(dhash)))
     return np.stack(np.divmod(known, max(len(dhash), 1)), 1)
 
 
 def _numbered(pairs: Pairs, count: int) -> NDArray[np.int64]:
-    """Each pair of two photos of `count` as one number, the same for both orders."""
+    """Encode each pair of different images as one integer that does not depend on the order; drop self-pairs."""
     low, high = pairs.min(1), pairs.max(1)
     return (low * count + high)[low != high]
 
 
 def _bands(words: NDArray[np.uint16], together: int) -> Iterator[NDArray[np.uint16] | NDArray[np.uint32]]:
-    """Each band of all hashes, or each two of them as one number."""
+    """Yield each band of all hashes, or each combination of two bands as one number; words: uint16 (n, 16)."""
     if together == 1:
         yield from (words[:, one] for one in range(words.shape[1]))
         return
@@ -79,20 +104,60 @@ def _bands(words: NDArray[np.uint16], together: int) -> Iterator[NDArray[np.uint
         yield words[:, one].astype(np.uint32) * np.uint32(1 << 16) + words[:, other]
 
 
-def joined_groups(groups: NDArray[Any], *pairs: Pairs) -> NDArray[np.int64]:
-    """Number of the joined group of each photo, int64 (n,): groups tied by any pair become one."""
+def connected_groups(groups: NDArray[Any], *pairs: Pairs) -> NDArray[np.int64]:
+    """Merge groups that are connected by pairs of images.
+
+    Args:
+        groups: Group of each image, (n,).
+        *pairs: Pairs of image indices, int64 (m, 2) each.
+
+    Returns:
+        Number of the merged group of each image, int64 (n,).
+    """
+    _, group = np.unique(np.asarray(groups).astype(str), return_inverse=True)
+    tied = [group[some].reshape(-1, 2) for some in pairs]
+    return components(int(group.max()) + 1, *tied)[group]
+
+
+def components(count: int, *pairs: Pairs) -> NDArray[np.int64]:
+    """Label the connected components of an undirected graph.
+
+    Args:
+        count: Number of nodes.
+        *pairs: Edges, int64 (m, 2) each.
+
+    Returns:
+        Number of the component of each node, int64 (count,).
+    """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    _, group = np.unique(np.asarray(groups).astype(str), return_inverse=True)
-    tied = group[np.concatenate(pairs)] if pairs else np.zeros((0, 2), np.int64)
-    count = int(group.max()) + 1
+    tied = np.concatenate([np.zeros((0, 2), np.int64), *pairs])
     graph = coo_matrix((np.ones(len(tied), np.int32), (tied[:, 0], tied[:, 1])), shape=(count, count))
-    return connected_components(graph, directed=False)[1][group].astype(np.int64)
+    return connected_components(graph, directed=False)[1].astype(np.int64)
+
+
+def near_mask(pairs: Pairs, dhash: NDArray[np.uint64], thumb: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Test given pairs with the criteria of `near_duplicates`.
+
+    Args:
+        pairs: Indices, int64 (m, 2).
+        dhash: 256-bit difference hashes, uint64 (n, 4).
+        thumb: Color thumbnails, uint8 (n, 8, 8, 3).
+
+    Returns:
+        Which pairs pass, bool (m,).
+    """
+    one, two = pairs.T
+    near = np.bitwise_count(dhash[one] ^ dhash[two]).sum(1) <= NEAR_BITS
+    some = np.flatnonzero(near)
+    colour = np.abs(thumb[one[some]].astype(np.int16) - thumb[two[some]]).mean((1, 2, 3))
+    near[some] = colour <= NEAR_COLOUR
+    return np.asarray(near, bool)
 
 
 def _alike(a: NDArray[np.int64], b: NDArray[np.int64], dhash: NDArray[np.uint64], thumb: NDArray[np.uint8]) -> Pairs:
-    # A quarter of the hash tells nearly all that only chance has put together.
+    # The first quarter of the hash already rejects nearly all candidates that match by chance.
     near = np.bitwise_count(dhash[a, 0] ^ dhash[b, 0]) <= NEAR_BITS
     a, b = a[near], b[near]
     near = np.bitwise_count(dhash[a] ^ dhash[b]).sum(1) <= NEAR_BITS
@@ -102,7 +167,7 @@ def _alike(a: NDArray[np.int64], b: NDArray[np.int64], dhash: NDArray[np.uint64]
 
 
 def _with_leaders(members: NDArray[np.int64], dhash: NDArray[np.uint64], thumb: NDArray[np.uint8]) -> list[Pairs]:
-    """Each leader with those that look like it; the next leader is the first that was like none so far."""
+    """Pair each leader with its near duplicates; the next leader is the first image without a leader so far."""
     found = []
     for _ in range(_LEADERS):
         if len(members) < 2:

@@ -1,4 +1,4 @@
-"""Where the faces of each photo are, found once for each content and kept on disk; and the squares cut round them."""
+"""Face boxes, detected once per image and cached by content, and square crops around faces."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unfreeze.core.cache import RowStore, cache_root, content_key, fingerprint
+from unfreeze.core.cache import ArrayStore, cache_root, content_hash, stable_hash
 from unfreeze.core.errors import PhotoError
+from unfreeze.core.parallel import map_threads
 from unfreeze.core.progress import Reporter
-from unfreeze.core.work import in_threads
-from unfreeze.data.detectors import Detector, find_detector, shrunk
-from unfreeze.data.images import MAX_PIXELS, Box, Pixels, decode_sized, read_bytes
+from unfreeze.data.decode import DECODER, MAX_PIXELS, Box, Pixels, decode_sized, read_bytes
+from unfreeze.data.face_detectors import Detector, find_detector, resize_long_side
 
-# A new version number makes every photo be searched again.
+# Changing the version invalidates all cached detections.
 _VERSION = 1
-# Faces of a photo that are kept, the largest first; of a crowd only their number is known beyond it.
+# Maximum number of faces stored per image, the largest first. Further faces are only counted.
 MOST = 16
 _DTYPE = np.dtype(
     [
@@ -30,17 +30,26 @@ _DTYPE = np.dtype(
         ("scores", "<f4", (MOST,)),
     ]
 )
+
+
 _CHUNK, _FLUSH = 64, 1024
+
+
 _Small = tuple[Pixels, tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class FaceBoxes:
-    """Faces of photos, one entry a photo in the order asked for.
+    """Detected faces, one entry per image in the requested order.
 
-    searched: bool (n,), False where a photo could not be read. count: int64 (n,), faces found.
-    boxes: float64 (n, MOST, 4), left, top, right, bottom as shares of the upright photo's width and height, the largest
-    first, NaN beyond the last. scores: float64 (n, MOST), in 0..1. width, height: int64 (n,), of the whole photo.
+    Attributes:
+        searched: bool (n,), False if the image could not be read.
+        count: Number of detected faces, int64 (n,).
+        boxes: float64 (n, MOST, 4), left, top, right, bottom as fractions of the width and height of the upright image,
+            largest face first, padded with NaN.
+        scores: Scores in 0..1, float64 (n, MOST), padded with NaN.
+        width: Full width of the upright image, int64 (n,); 0 if not searched.
+        height: Full height of the upright image, int64 (n,); 0 if not searched.
     """
 
     searched: NDArray[np.bool_]
@@ -52,35 +61,50 @@ class FaceBoxes:
 
     @property
     def largest(self) -> NDArray[np.float64]:
-        """float64 (n, 4): the largest face of each photo, NaN where none was found."""
+        """Box of the largest face of each image, float64 (n, 4); NaN for images without a face."""
         return self.boxes[:, 0]
 
     def squares(self, margin: float) -> NDArray[np.float64]:
-        """float64 (n, 4): the square to cut from each photo, as shares of its width and height; NaN without a face.
+        """Compute a square crop around the largest face of each image.
 
-        It is centred on the largest face, and `margin` of the face's longer side is added on each side. It is moved
-        where it would leave the photo, and no larger than the photo's short side: nothing is ever made up around it.
+        The square is centered on the face. It is limited to the short side of the image and shifted to lie within the
+        image, so that no padding is needed.
+
+        Args:
+            margin: Margin on each side, as a fraction of the longer side of the face.
+
+        Returns:
+            float64 (n, 4): left, top, right, bottom as fractions of the width and height of the image; NaN for images
+            without a face.
         """
         left, top, right, bottom = self.largest.T * np.stack([self.width, self.height, self.width, self.height])
         side = np.maximum(right - left, bottom - top) * (1 + 2 * margin)
         side = np.minimum(side, np.minimum(self.width, self.height))
         x = np.clip((left + right - side) / 2, 0, self.width - side)
         y = np.clip((top + bottom - side) / 2, 0, self.height - side)
-        with np.errstate(divide="ignore", invalid="ignore"):  # of a photo that could not be read nothing is known
+        with np.errstate(divide="ignore", invalid="ignore"):  # images that were not searched have size 0
             found = np.stack([x / self.width, y / self.height, (x + side) / self.width, (y + side) / self.height], 1)
         found[self.count == 0] = np.nan
         return found
 
 
-def box_of(squares: NDArray[np.float64] | None, row: int) -> Box | None:
-    """One photo's square as `images.load_square` takes it; None: the centre."""
+def crop_of(squares: NDArray[np.float64] | None, row: int) -> Box | None:
+    """Return the box of one image for `decode.load_crop`.
+
+    Args:
+        squares: Result of `FaceBoxes.squares`, float64 (n, 4), or None.
+        row: Index of the image.
+
+    Returns:
+        The box; None (center crop) if there is no face.
+    """
     if squares is None or np.isnan(squares[row, 0]):
         return None
     left, top, right, bottom = squares[row].tolist()
     return left, top, right, bottom
 
 
-def cached_boxes(
+def detect_faces_cached(
     files: list[Path],
     keys: NDArray[np.uint64],
     readable: NDArray[np.bool_],
@@ -88,18 +112,32 @@ def cached_boxes(
     max_pixels: int = MAX_PIXELS,
     reporter: Reporter | None = None,
 ) -> FaceBoxes:
-    """Faces of every readable photo; searched are only those whose content was not seen before by this detector.
+    """Detect the faces of all readable images, using cached results for known content.
 
-    files, keys, readable: (n,), from the first look. detector: a name of DETECTORS or an .onnx file. Interrupted, it
-    keeps what is found, and the next call goes on from there. A photo that cannot be decoded is passed over.
-    Raises DetectorError for an unknown detector, and MissingExtraError where its package is needed and absent.
+    Results are written regularly and on interruption, so the next call continues from there. Images that cannot be
+    decoded are skipped.
+
+    Args:
+        files: Path of each image, (n,).
+        keys: Content hash of each image from its scan, uint64 (n, 2).
+        readable: Whether each image can be decoded, bool (n,).
+        detector: A name in `DETECTORS` or the path of an .onnx file.
+        max_pixels: Images with more pixels are not decoded.
+        reporter: Receives progress and messages.
+
+    Returns:
+        The faces of each image.
+
+    Raises:
+        DetectorError: The detector is unknown or cannot be loaded.
+        MissingExtraError: The detector must be loaded, and its package is not installed.
     """
     reporter = reporter or Reporter()
     known = find_detector(detector)
-    about = {"what": f"faces by {known.identity}", "max_pixels": max_pixels, "version": _VERSION}
-    store = RowStore(cache_root() / "faces" / fingerprint(about), _DTYPE, about=about, reporter=reporter)
+    about = {"what": f"faces by {known.identity}", "max_pixels": max_pixels, "version": _VERSION, "decoder": DECODER}
+    store = ArrayStore(cache_root() / "faces" / stable_hash(about), _DTYPE, about=about, reporter=reporter)
     lacking = readable & (store.find(keys)[:, 0] < 0)
-    # Two photos of one content are searched once.
+    # Images with identical content are searched once.
     _, first = np.unique(keys[lacking], axis=0, return_index=True)
     todo = np.sort(np.flatnonzero(lacking)[first]).tolist()
     if todo:
@@ -107,7 +145,7 @@ def cached_boxes(
     return _collected(store, keys, readable)
 
 
-def _collected(store: RowStore, keys: NDArray[np.uint64], readable: NDArray[np.bool_]) -> FaceBoxes:
+def _collected(store: ArrayStore, keys: NDArray[np.uint64], readable: NDArray[np.bool_]) -> FaceBoxes:
     places = store.find(keys)
     searched = readable & (places[:, 0] >= 0)
     rows = np.zeros(len(keys), _DTYPE)
@@ -120,7 +158,7 @@ def _collected(store: RowStore, keys: NDArray[np.uint64], readable: NDArray[np.b
 
 
 def _fill(
-    store: RowStore,
+    store: ArrayStore,
     files: list[Path],
     keys: NDArray[np.uint64],
     todo: list[int],
@@ -128,7 +166,10 @@ def _fill(
     max_pixels: int,
     reporter: Reporter,
 ) -> None:
-    """Threads decode while the detector searches; written every _FLUSH photos and on interruption."""
+    """Detect the faces of the images in `todo`; threads decode ahead of the detector.
+
+    Results are written every `_FLUSH` images and on interruption.
+    """
     done: list[int] = []
     rows: list[NDArray[np.void]] = []
 
@@ -140,7 +181,7 @@ def _fill(
 
     def chunks(advance: Any) -> Iterator[list[tuple[int, _Small]]]:
         waiting: list[tuple[int, _Small]] = []
-        loaded = in_threads(lambda i: _load(files[i], keys[i], detector.side, max_pixels), todo, ahead=2 * _CHUNK)
+        loaded = map_threads(lambda i: _load(files[i], keys[i], detector.side, max_pixels), todo, ahead=2 * _CHUNK)
         for i, small in zip(todo, loaded, strict=True):
             if small is None:
                 advance(1)
@@ -151,7 +192,7 @@ def _fill(
                 waiting = []
         yield waiting
 
-    with reporter.bar("Looking for faces", len(todo)) as advance:
+    with reporter.bar("Detecting faces", len(todo)) as advance:
         try:
             for chunk in chunks(advance):
                 for (i, small), (boxes, scores) in zip(
@@ -167,19 +208,22 @@ def _fill(
 
 
 def _load(file: Path, key: NDArray[np.uint64], side: int, max_pixels: int) -> _Small | None:
-    """The photo shrunk for the detector, and its full width and height; None where it cannot be read any more."""
+    """Load an image resized for the detector, and its full width and height.
+
+    Returns None if the file can no longer be read or its content has changed.
+    """
     try:
         data = read_bytes(file)
-        if content_key(data) != (int(key[0]), int(key[1])):
+        if content_hash(data) != (int(key[0]), int(key[1])):
             return None
         pixels, size = decode_sized(data, side, max_pixels, file)
     except PhotoError:
         return None
-    return shrunk(pixels, side), size
+    return resize_long_side(pixels, side), size
 
 
 def _row(small: _Small, boxes: NDArray[np.float32], scores: NDArray[np.float32]) -> NDArray[np.void]:
-    """A store's row: faces in shares of the photo, the largest first."""
+    """Row of the cache, shape (1,): boxes as fractions of the image, largest face first."""
     (height, width), size = small[0].shape[:2], small[1]
     order = np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), kind="stable")[:MOST]
     row = np.zeros(1, _DTYPE)

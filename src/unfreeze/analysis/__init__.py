@@ -1,0 +1,1 @@
+"""Analyses that require several fits: comparison, recommendation, hyperparameter search and diagnosis."""

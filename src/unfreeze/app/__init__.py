@@ -1,1 +1,0 @@
-"""People start here: the command line."""

@@ -1,1 +1,0 @@
-"""What a browser shows: one stylesheet and the templates."""

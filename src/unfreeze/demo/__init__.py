@@ -1,0 +1,1 @@
+"""Demo dataset: synthetic portraits in the layout of the face-mask competition."""

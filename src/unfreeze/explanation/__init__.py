@@ -1,0 +1,1 @@
+"""Heat maps, nearest training images and explanations of misclassified images."""

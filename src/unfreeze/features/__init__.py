@@ -1,0 +1,1 @@
+"""Crops, augmentation and views of images, and cached features of frozen networks."""

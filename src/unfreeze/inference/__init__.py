@@ -1,0 +1,1 @@
+"""Prediction with finished runs, for image files and for images in memory."""

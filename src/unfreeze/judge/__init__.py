@@ -1,1 +1,0 @@
-"""Arrays in, tables out: pure functions, no torch, no files."""

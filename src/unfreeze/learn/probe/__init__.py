@@ -1,1 +1,0 @@
-"""Frozen features, computed once and kept, and the linear heads on them."""

@@ -1,1 +1,0 @@
-"""Networks that are trained: batches, the loop, memory, folds side by side, and what they leave behind."""

@@ -1,0 +1,1 @@
+"""Backbones, their weights and stages, and the engines that run a frozen network."""

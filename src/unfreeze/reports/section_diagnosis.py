@@ -1,0 +1,129 @@
+"""Report section on `unfreeze diagnose`: possible causes of a gap between validation and test score."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from unfreeze.core.files import read_json
+from unfreeze.core.format import score
+
+Row = dict[str, Any]
+FILE = "diagnosis.json"
+MAX_BYTES = 50_000_000
+_KEYS = ("name", "severity", "evidence", "cost", "remedy", "command", "measured")
+_WORDS = {"error": "severe", "warning": "check", "info": "note", "none": "nothing found"}
+
+
+def read_diagnosis(run: Path) -> Row | None:
+    """Read the result of `unfreeze diagnose` from a run folder; None if there is none or it is invalid."""
+    try:
+        if (run / FILE).stat().st_size > MAX_BYTES:
+            return None
+        read = read_json(run / FILE)
+        whole = all(all(key in cause for key in _KEYS) for cause in read["causes"])
+        figures = [cause["cost"] for cause in read["causes"] if cause["cost"]] + [read["score"]]
+        figures += [read[key] for key in ("expected", "real") if read[key]]
+        whole = whole and all(isinstance(f[end], int | float) for f in figures for end in ("value", "low", "high"))
+        return read if whole and isinstance(read["sentence"], str) and isinstance(read["test"], str) else None
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return None
+
+
+def diagnosis(read: Row | None) -> Row | None:
+    """Template context of the section; None if the run was not diagnosed. `read` is from `read_diagnosis`."""
+    if read is None or not read["causes"]:
+        return None
+    causes = [
+        {
+            "name": str(cause["name"]),
+            "severity": str(cause["severity"]),
+            "word": _WORDS.get(str(cause["severity"]), "") if cause["measured"] else "not measured",
+            "cost": _cost(cause["cost"]),
+            "evidence": _typeset(str(cause["evidence"])),
+            "remedy": str(cause["remedy"]),
+            "command": str(cause["command"]),
+        }
+        for cause in read["causes"]
+    ]
+    grave = [cause for cause in causes if cause["severity"] in ("error", "warning")]
+    sized = [
+        (str(cause["name"]).partition(": ")[2] or str(cause["name"]), cause["cost"])
+        for cause in read["causes"]
+        if cause["cost"] and cause["severity"] != "none" and cause["cost"]["value"] > 0
+    ]
+    return {
+        "finding": _finding(read, grave),
+        "scores": _scores(read),
+        "grave": grave,
+        "others": [cause for cause in causes if cause not in grave],
+        "plot": _bars(sized) if sized else "",
+        "notes": [str(note) for note in read.get("notes", [])],
+        "test": read["test"],
+    }
+
+
+def _finding(read: Row, grave: list[Row]) -> str:
+    if not grave:
+        against = " between validation and test" if read["test"] else ""
+        return f"No problem found{against}."
+    first = grave[0]
+    cost = f", at {first['cost']} of macro F1" if first["cost"] else ""
+    more = len(grave) - 1
+    others = f"; {more} more to check" if more else ""
+    return f"First look at {first['name']}{cost}{others}."
+
+
+def _scores(read: Row) -> list[Row]:
+    """Out-of-fold macro F1, and expected and actual macro F1 on the test images."""
+    rows = [("out of fold", read["score"])]
+    if read["expected"]:
+        rows.append((f"to expect of {read['test']}", read["expected"]))
+    if read["real"]:
+        rows.append((f"real, of {read['test']}", read["real"]))
+    return [{"name": name, **figure} for name, figure in rows]
+
+
+def _bars(rows: list[tuple[str, Row]]) -> Markup:
+    """Bar with interval for each cause, with its name above the bar."""
+    most = max(cost["high"] for _, cost in rows)
+    wide = 48  # percent; the rest is for the numbers
+
+    def at(value: float) -> str:
+        return f"{wide * max(value, 0.0) / most:.2f}%"
+
+    body, said = [], []
+    for i, (name, cost) in enumerate(rows):
+        top = i * 56
+        figures = _cost(cost)
+        body.append(f'<text x="0" y="{top + 16}" class="ink">{escape(name)}</text>')
+        body.append(f'<rect x="0" y="{top + 24}" width="{at(cost["value"])}" height="16" class="bar"/>')
+        ends = f'x1="{at(cost["low"])}" x2="{at(cost["high"])}"'
+        body.append(f'<line {ends} y1="{top + 44}" y2="{top + 44}" class="whisker"/>')
+        body.append(f'<text x="100%" y="{top + 37}" text-anchor="end" class="muted small">{figures}</text>')
+        said.append(f"{name}: {figures}")
+    return Markup(
+        f'<svg class="plot" role="img" width="100%" height="{56 * len(rows)}" '
+        'aria-labelledby="diagnosis-title diagnosis-desc"><title id="diagnosis-title">Macro F1 that each cause costs'
+        f'</title><desc id="diagnosis-desc">{escape("; ".join(said))}</desc>{"".join(body)}</svg>'
+    )
+
+
+def _cost(cost: Row | None) -> str:
+    if cost is None or not any(cost[end] for end in ("value", "low", "high")):
+        return ""
+    ends = " to ".join(_signed(cost[end]) for end in ("low", "high"))
+    return f"{_signed(cost['value'])} ({ends})"
+
+
+def _typeset(text: str) -> str:
+    """Use minus signs and no leading zero in signed numbers, as elsewhere on the page."""
+    signs = {"+": "+", "-": "−"}
+    return re.sub(r"(?<=[ (])([+-])0?(?=\.\d{3})", lambda found: signs[found[1]], text)
+
+
+def _signed(value: float) -> str:
+    return f"{'−' if value < 0 else '+'}{score(abs(value))}"

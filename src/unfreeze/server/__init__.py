@@ -1,0 +1,1 @@
+"""HTTP servers: access control, the prediction API, the studio and the label review."""

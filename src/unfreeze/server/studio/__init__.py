@@ -1,0 +1,1 @@
+"""The studio: a local web application for runs, data sets and jobs."""

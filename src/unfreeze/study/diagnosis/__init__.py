@@ -1,1 +1,0 @@
-"""Why a test score differs from what validation promised: one file a reason."""

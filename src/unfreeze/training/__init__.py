@@ -1,0 +1,1 @@
+"""Cross-validation, and the strategies that train a classifier in each fold."""

@@ -1,0 +1,1 @@
+"""Strategies 'partial', 'full' and 'scratch': training of a network in each fold."""

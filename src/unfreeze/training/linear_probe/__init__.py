@@ -1,0 +1,1 @@
+"""Strategy 'probe': linear heads on the features of a frozen backbone."""
