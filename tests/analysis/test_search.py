@@ -28,7 +28,7 @@ from unfreeze.core.errors import FoldError, RunError, StorageError
 from unfreeze.training.context import FitContext
 from unfreeze.training.crossval import detect_faces
 
-TRIALS, SHARED = 12, 8
+TRIALS, SHARED = 20, 8
 
 
 @pytest.fixture(scope="module")

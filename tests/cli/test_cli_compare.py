@@ -75,7 +75,7 @@ def test_named_recipes_and_a_grid(cli: Cli, photos: Path) -> None:
         (["--grid", "seed=" + ",".join(map(str, range(25)))], "25 recipes are more than 24"),
         (["--grid", "image.color=rgb,gray", "--recipes", "r.toml"], "give one of the two"),
         (["--grid", "image.color=rgb,gray", "--preset", "balance"], "--preset and --grid cannot be combined"),
-        (["--preset", "balanse"], "known are balance and labels. Did you mean 'balance'?"),
+        (["--preset", "balanse"], "known are balance, labels. Did you mean 'balance'?"),
         (["--preset", "labels", "--out", "a.html"], "--out is not for --preset"),
         (["--preset", "balance", "--force"], "--force is not for --preset"),
         (["--recipes", "r.toml"], "no such file of recipes"),

@@ -93,14 +93,14 @@ def test_features_come_in_shards_from_other_processes(two_workers, source, tmp_p
 
 
 def test_a_worker_that_is_killed_costs_nothing(two_workers, source, tmp_path):
-    told = tmp_path / "cut" / "scratch" / "fold-0" / "told.jsonl"
+    messages = tmp_path / "cut" / "scratch" / "fold-0" / "messages.jsonl"
     killed = []
 
     def kill():
         for _ in range(1200):
-            if told.exists() and told.read_text().count('"row"') >= 2:
+            if messages.exists() and messages.read_text().count('"row"') >= 2:
                 running = {int(one.name) for one in Path("/proc").iterdir() if one.name.isdecimal()} - {os.getpid()}
-                pids = [pid for pid in running if _has_open(pid, told)]
+                pids = [pid for pid in running if _has_open(pid, messages)]
                 if pids:
                     os.kill(pids[0], signal.SIGKILL)
                     killed.append(pids[0])

@@ -98,7 +98,7 @@ def test_prediction_is_the_mean_over_the_folds(made):
     files = [made.photos.root / path for path in pd.read_parquet(made.mixed.path / "test.parquet")["path"]]
     found = everything.predict(files)[P].to_numpy()
     head = Classifier(made.mixed, everything.heads, everything.graphs).predict(files)[P].to_numpy()
-    networks = Classifier(made.mixed, (), (), everything.tuned).predict(files)[P].to_numpy()
+    networks = Classifier(made.mixed, (), (), everything.tuned, everything.tuned_weights).predict(files)[P].to_numpy()
     np.testing.assert_allclose(found, (head + 2 * networks) / 3, atol=1e-12)
     np.testing.assert_allclose(
         found, of_test(made.mixed), atol=1e-5

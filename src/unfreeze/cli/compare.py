@@ -176,7 +176,7 @@ def _refuse_what_differs(
         raise RecipeError(f"{what[1]}: recipes are compared on one SOURCE; name one, or finished runs alone.")
     given = [name for name, value in (("--preset", preset), ("--grid", vary), ("--recipes", recipes)) if value]
     if len(given) > 1:
-        raise RecipeError(f"{join_names(given)} cannot be combined; give one of the two.")
+        raise RecipeError(f"{' and '.join(given)} cannot be combined; give one of the two.")
     if not preset:
         return
     if preset not in _PRESETS:

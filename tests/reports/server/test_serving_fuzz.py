@@ -48,7 +48,7 @@ def test_any_form_gets_an_answer_that_is_described(
     if "photos" in found:
         assert [one["name"] for one in found["photos"]] == [name for name, _ in parts if name]
         for one in found["photos"]:
-            assert set(one) == set(described["components"]["schemas"]["Predicted"]["properties"])
+            assert set(one) == set(described["components"]["schemas"]["Prediction"]["properties"])
             assert (one["error"] is None) == (one["label"] is not None)
             assert one["error"] or sum(one["probabilities"].values()) == pytest.approx(1)
     elif answer.status_code != 200:
