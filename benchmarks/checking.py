@@ -41,9 +41,9 @@ COPIES: dict[str, Callable[[Image.Image], bytes]] = {
     "resized to 0.7": lambda image: _encoded(
         image.resize((round(0.7 * image.width), round(0.7 * image.height)), Image.Resampling.BICUBIC)
     ),
-    "cropped by 3 %": lambda image: _encoded(_cropped(image, 0.03)),
-    "cropped by 3 % on every side": lambda image: _encoded(_cropped(image, 0.06)),
-    "brightness +10 %": lambda image: _encoded(ImageEnhance.Brightness(image).enhance(1.1)),
+    "cropped by 3%": lambda image: _encoded(_cropped(image, 0.03)),
+    "cropped by 3% on every side": lambda image: _encoded(_cropped(image, 0.06)),
+    "brightness +10%": lambda image: _encoded(ImageEnhance.Brightness(image).enhance(1.1)),
 }
 
 

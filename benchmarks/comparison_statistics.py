@@ -1,11 +1,11 @@
 """Whether the intervals of comparisons and recommendations hold what they state, on simulated and on real predictions.
 
-A row is a question and a design. `family-wise error`: equally good predictions, how often any interval excludes 0 (5 %
-stated). `coverage`: predictions that differ, how often the interval holds the true difference (95 % stated). `best of
+A row is a question and a design. `family-wise error`: equally good predictions, how often any interval excludes 0 (5%
+stated). `coverage`: predictions that differ, how often the interval holds the true difference (95% stated). `best of
 many`: by how much the score of the chosen one is above its true score, before and after the correction.
 `recommendation`: how
-often the 95 % interval of an expected gain holds the true gain, which is drawn from the prior. `A/A`: probes on the
-same features with other seeds of folds and heads, how often two of them differ significantly (5 % stated); the pairs
+often the 95% interval of an expected gain holds the true gain, which is drawn from the prior. `A/A`: probes on the
+same features with other seeds of folds and heads, how often two of them differ significantly (5% stated); the pairs
 of a subset share their fits, so that they are not independent.
 """
 

@@ -62,7 +62,7 @@ def _planted(name: str, source: Path, place: Path) -> Iterator[dict[str, Any]]:
     oof = wrong.predictions().merge(train, on="path", suffixes=("", "_true"))
     said = _called(oof, wrong)
     macro = [f1_score(oof[key], said, average="macro") for key in ("label_true", "label")]
-    yield _row(name, "10 % of the labels flipped", wrong, None, source, WRONG, macro[0] - macro[1])
+    yield _row(name, "10% of the labels flipped", wrong, None, source, WRONG, macro[0] - macro[1])
     close = _fit(train, source, place / "close", **{"probe.Cs": [1e5]})
     gained = plain.scores()["macro_f1"]["value"] - close.scores()["macro_f1"]["value"]
     yield _row(name, "hardly any penalty", close, None, source, CLOSE, gained)

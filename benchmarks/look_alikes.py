@@ -129,8 +129,8 @@ SETS: dict[str, Callable[[Draw, int], Image.Image]] = {
         f"products, {share:.0%} of the image": lambda draw, label, share=share: product(draw, label, share)
         for share in (0.02, 0.05, 0.1, 0.25)
     },
-    "products, 5 %, gray ground, noise": lambda draw, label: product(draw, label, 0.05, 205, 10),
-    "products, 5 %, uneven light": lit_product,
+    "products, 5%, gray ground, noise": lambda draw, label: product(draw, label, 0.05, 205, 10),
+    "products, 5%, uneven light": lit_product,
     "cells": cell,
     "retinas": retina,
     "chest X-rays": chest,

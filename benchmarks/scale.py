@@ -146,7 +146,7 @@ def _duplicates(place: Path, count: int) -> str:
 
 
 def _cropped(place: Path, count: int) -> str:
-    """Generated 32 x 32 greys: one in a hundred a planted copy, cropped by 3 % and brightened."""
+    """Generated 32 x 32 greys: one in a hundred a planted copy, cropped by 3% and brightened."""
     from unfreeze.data.crop_duplicates import find_cropped_duplicates
 
     draws = np.random.default_rng(1)

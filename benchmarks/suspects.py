@@ -1,6 +1,6 @@
 """How many planted wrong labels `suspects` finds and counts, and what correcting them does.
 
-Planted: the demo's own wrong labels; 3 % of the masks' and of the trash photos' labels, changed to any other class or
+Planted: the demo's own wrong labels; 3% of the masks' and of the trash photos' labels, changed to any other class or
 to the class that a model of the right labels takes for the likeliest other one (confusable). All seeds of a set are the
 same photos with other planted labels.
 """

@@ -18,7 +18,7 @@ def main(source: str = "photos", folder: str = "runs/first") -> None:
     # A head on the frozen network: minutes at most. Recipe() alone first races it against training.
     run = uf.fit(photos, uf.Recipe(strategy="probe"), folder, force=True)
     score = run.scores()["macro_f1"]
-    print(f"macro F1 {score['value']:.3f} (95 %: {score['low']:.3f} to {score['high']:.3f}), out of fold")
+    print(f"macro F1 {score['value']:.3f} (95%: {score['low']:.3f} to {score['high']:.3f}), out of fold")
     print(f"report: {uf.write_report(folder)}")
 
     table = uf.load(run).predict(source)  # any folder, photo or table; here those that it has learned from

@@ -32,9 +32,7 @@ def main(source: str = "photos", folder: str = "runs/compared", pattern: str = r
     draws = np.random.default_rng(0).integers(0, len(gains), (2000, len(gains)))
     sums = gains[draws].sum(1)
     low, high = np.percentile(sums[:, 0] / sums[:, 1], [2.5, 97.5])
-    print(
-        f"accuracy of good minus fast: {gains[:, 0].sum() / gains[:, 1].sum():+.3f} (95 %: {low:+.3f} to {high:+.3f})"
-    )
+    print(f"accuracy of good minus fast: {gains[:, 0].sum() / gains[:, 1].sum():+.3f} (95%: {low:+.3f} to {high:+.3f})")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def main(
         print(f"{name}: macro F1 {f1['value']:.3f} ({f1['low']:.3f} to {f1['high']:.3f})")
     # Both predicted the same photos, so that the difference has a far narrower interval than either score.
     gain = scores["gain"]
-    print(f"training changed it by {gain['value']:+.3f} (95 %: {gain['low']:+.3f} to {gain['high']:+.3f})")
+    print(f"training changed it by {gain['value']:+.3f} (95%: {gain['low']:+.3f} to {gain['high']:+.3f})")
 
     print(uf.load(run).predict(source).head(3)[["path", "label"]].to_string(index=False))
 

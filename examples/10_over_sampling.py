@@ -22,7 +22,7 @@ def main(source: str = "demo/photos", folder: str = "runs/sampling", pattern: st
     rare = min(found.classes, key=lambda row: row.photos)
     d = rare.difference
     print(f"rarest is '{rare.name}', {rare.photos} photos: F1 {rare.base:.3f}, by {found.best} {rare.best:.3f}")
-    print(f"a difference of {d.value:+.3f} (95 %: {d.low:+.3f} to {d.high:+.3f})")
+    print(f"a difference of {d.value:+.3f} (95%: {d.low:+.3f} to {d.high:+.3f})")
 
 
 if __name__ == "__main__":

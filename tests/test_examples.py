@@ -52,7 +52,7 @@ def test_every_example_is_listed_says_what_it_adds_and_has_defaults() -> None:
 def test_fit_a_folder(photos: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     run_example("01", photos, tmp_path / "run", monkeypatch=monkeypatch)
     said = capsys.readouterr().out
-    assert re.search(r"macro F1 [01]\.\d{3} \(95 %: ", said)
+    assert re.search(r"macro F1 [01]\.\d{3} \(95%: ", said)
     assert (tmp_path / "run" / "report.html").is_file()
     assert "blue/g200_0.jpg" in said
 
@@ -89,14 +89,14 @@ def test_compare_two_recipes(photos: Path, tmp_path: Path, monkeypatch, capsys) 
     run_example("05", photos, tmp_path / "runs", monkeypatch=monkeypatch)
     said = capsys.readouterr().out
     assert len(re.findall(r"^(fast|good) +macro F1 [01]\.\d{3} \(", said, flags=re.M)) == 2
-    assert re.search(r"good minus fast: [+-][01]\.\d{3} \(95 %: [+-]", said)
+    assert re.search(r"good minus fast: [+-][01]\.\d{3} \(95%: [+-]", said)
 
 
 def test_train_the_last_stages(photos: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     run_example("06", photos, tmp_path / "run", GROUPS, "1", monkeypatch=monkeypatch)
     said = capsys.readouterr().out
     assert re.search(r"the probe: macro F1 [01]\.\d{3}", said) and "its last stages trained: " in said
-    assert re.search(r"training changed it by [+-]0\.\d{3} \(95 %: [+-]", said)
+    assert re.search(r"training changed it by [+-]0\.\d{3} \(95%: [+-]", said)
     assert "blue/g200_0.jpg" in said
 
 
@@ -141,4 +141,4 @@ def test_over_sampling(tmp_path: Path, monkeypatch, capsys) -> None:
     run_example("10", source, tmp_path / "runs", GROUPS, monkeypatch=monkeypatch)
     said = capsys.readouterr().out
     assert len(re.findall(r"^sampling=(none|over) views=plain", said, flags=re.M)) == 4
-    assert "rarest is 'blue', 10 photos: F1 " in said and "(95 %: " in said
+    assert "rarest is 'blue', 10 photos: F1 " in said and "(95%: " in said

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ENGLISH = (ROOT / "README.md").read_text(encoding="utf-8")
 KOREAN = (ROOT / "README.ko.md").read_text(encoding="utf-8")
 NAMED = re.compile(
-    r"Python 3\.11|\b[A-Za-z]+-\d\.\d|95 %|`[^`]*`|\]\([^)]*\)"
+    r"Python 3\.11|\b[A-Za-z]+-\d\.\d|95%|`[^`]*`|\]\([^)]*\)"
 )  # versions, licenses, the level of intervals
 
 

@@ -79,7 +79,7 @@ def test_the_command_says_it_and_gives_json(source, tmp_path, monkeypatch):
         "strategy"
     ] == "probe"
     plain = run_cli(*command)
-    assert plain.code == 0 and "family-wise error 5 %" in plain.out and found["sentence"][:30] in plain.out
+    assert plain.code == 0 and "family-wise error 5%" in plain.out and found["sentence"][:30] in plain.out
     assert "logit-adjusted" in plain.out and "unfreeze fit" in plain.out.splitlines()[-1]
 
 

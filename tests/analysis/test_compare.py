@@ -41,7 +41,7 @@ def test_where_colour_alone_tells_the_classes_gray_loses_and_that_is_told(colour
     rgb, gray = colours.contenders
     assert rgb.macro_f1.value > 0.95 and gray.macro_f1.value < rgb.macro_f1.value - 0.1
     assert gray.difference.high < 0 and gray.difference.significant and gray.losses == 3 and gray.wins == 0
-    assert colours.sentence == gray.sentence and " points lower than rgb (95 % interval -" in gray.sentence
+    assert colours.sentence == gray.sentence and " points lower than rgb (95% interval [-" in gray.sentence
     assert gray.changes == {"image.color": "gray"} and colours.folds == 3 and not colours.notes
     assert (colours.photos, colours.groups, colours.best) == (48, 24, "gray")
     assert colours.chance.accuracy == pytest.approx(1 / 3) and json.dumps(colours.to_json())
@@ -317,6 +317,6 @@ def test_twenty_that_are_alike_in_truth_raise_no_alarm_and_one_that_is_better_is
             better = write_run(tmp_path / "0" / "better", table, told(table, 0.95, 99))
             wider = uf.compare([*runs, better])
             assert wider.best == "better" and wider.named("better").difference.low > 0
-            said = "1 of 21 recipes scores significantly higher than r0 (family-wise error 5 %): better."
+            said = "1 of 21 recipes scores significantly higher than r0 (family-wise error 5%): better."
             assert wider.sentence.startswith(said) and wider.highest == "better"
     assert alarms <= 1

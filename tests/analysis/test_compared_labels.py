@@ -70,7 +70,7 @@ def test_the_command_says_it_and_gives_json(compared, table, tmp_path, monkeypat
     plain = run_cli(*command)
     assert (
         plain.code == 0
-        and "family-wise error 5 %" in " ".join(plain.out.split())
+        and "family-wise error 5%" in " ".join(plain.out.split())
         and compared.sentence[:30] in plain.out
     )
     assert "light alone" in plain.out

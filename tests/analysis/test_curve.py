@@ -81,8 +81,8 @@ def test_a_hard_task_gains_and_its_json_is_whole(tmp_path):
     own = curve.points[-1].macro_f1
     assert level.high - level.low > own.high - own.low > 0
     assert 0 <= curve.position.low <= curve.position.value <= curve.position.high <= 1
-    assert f"about {level.value:.2f} is predicted with 240, {gain.value:+.2f} over the measured score" in curve.sentence
-    assert f"(95%: {gain.low:+.2f} to {gain.high:+.2f})" in curve.sentence
+    more = f"{gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}] over the measured score"
+    assert f"about {level.value:.2f} is predicted with 240, {more}" in curve.sentence
     assert json.loads(json.dumps(curve.to_json(), allow_nan=False))["points"][7]["photos"] == 360
 
 

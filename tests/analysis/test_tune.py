@@ -96,7 +96,7 @@ def test_of_equals_the_earlier_is_best(found):
 @pytest.mark.parametrize(
     ("gain", "changes", "said"),
     [
-        ((-0.03, -0.05, -0.01), {"a": 1}, "costs 3.0 points on held-out images, 95 % between -5.0 and -1.0"),
+        ((-0.03, -0.05, -0.01), {"a": 1}, "costs 3.0 points on held-out images, 95% interval [-5.0, -1.0]"),
         ((0.01, -0.01, 0.03), {"a": 1}, "makes no significant difference to the given recipe"),
         ((0.01, -0.01, 0.03), {}, "None of 3 other recipes was better"),
     ],

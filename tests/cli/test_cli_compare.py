@@ -23,7 +23,7 @@ def test_a_key_is_varied_told_written_and_taken_up(cli: Cli, photos: Path) -> No
     answer = cli(*command)
     assert answer.code == 0, answer.err
     assert (
-        " points lower than rgb (95 % interval" in answer.out
+        " points lower than rgb (95% interval" in answer.out
         and "against rgb" in answer.out
         and "72 photos, 36 groups" in answer.out
     )

@@ -31,10 +31,10 @@ def test_the_table_and_the_sentence(source: Path, cli: Cli) -> None:
     answer = cli("check", source, "--faces")
     assert answer.code == 0, answer.err
     assert "No face was found in 3 of 9 photos" in answer.out
-    assert "most often in 'worn' (60.0 %)" in answer.out
+    assert "most often in 'worn' (60.0%)" in answer.out
     assert "1 photo(s) could not be read and are in none of these figures." in answer.out
     (worn,) = [line for line in answer.out.splitlines() if line.split()[:3] == ["worn", "5", "3"]]
-    assert "60.0 % (" in worn and worn.count("±") == 2
+    assert "60.0% [" in worn and worn.count("±") == 2
     assert "No face" not in cli("check", source).out
 
 

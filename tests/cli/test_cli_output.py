@@ -81,7 +81,7 @@ def test_no_width_breaks_or_cuts(columns: str, fitted: Path, photos: Path, cli: 
         assert "…" not in answer.out
     said = cli("scores", fitted).out
     f1 = uf.open_run(fitted).scores()["macro_f1"]
-    assert console.scored(f1) in said
+    assert console.format_estimate(f1) in said
     assert "always" in said and "Next: unfreeze report" in said
 
 
@@ -96,12 +96,12 @@ def test_a_pipe_gets_whole_tables(fitted: Path, tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
     program = (
         "from unfreeze.cli import console\n"
-        "console.show('T', ['a', 'b', 'c'], [['x' * 39, 'word ' * 8, '.558 (.433–.650)']] * 2, ['c'])\n"
+        "console.show('T', ['a', 'b', 'c'], [['x' * 39, 'word ' * 8, '0.558 [0.433, 0.650]']] * 2, ['c'])\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     lines = [line.rstrip() for line in done.stdout.splitlines()]
-    assert sum(line.endswith(".558 (.433–.650)") and "x" * 39 in line for line in lines) == 2
+    assert sum(line.endswith("0.558 [0.433, 0.650]") and "x" * 39 in line for line in lines) == 2
 
 
 @pytest.mark.parametrize("narrow", ["40", "100"])

@@ -66,7 +66,7 @@ def test_classes_are_counted_without_what_cannot_be_read(found):
     assert rows.loc["bare", "area_q25"] == pytest.approx(bare["area"].quantile(0.25))
     assert rows.loc["bare", "x_mean"] == pytest.approx(bare["x"].mean())
     assert rows.loc["bare", "y_sd"] == pytest.approx(bare["y"].std(ddof=0))
-    assert "2 of 11 photos" in found.sentence() and "most often in 'worn' (33.3 %)" in found.sentence()
+    assert "2 of 11 photos" in found.sentence() and "most often in 'worn' (33.3%)" in found.sentence()
 
 
 @needs_model
@@ -94,7 +94,7 @@ def test_a_set_without_any_face_is_said(tmp_path):
     found = face_stats(ImageDataset(walls, root, ("worn",), ("worn",), (), "test", ""))
     assert found.total["share"] == 1.0 and found.heat.max() == 0
     assert np.isnan(found.total["area_median"])
-    assert found.sentence().startswith("No face was found in 2 of 2 photos (100.0 %")
+    assert found.sentence().startswith("No face was found in 2 of 2 photos (100.0%")
     json.dumps(found.described(), allow_nan=False)
 
 
@@ -149,7 +149,7 @@ def test_photos_of_one_group_count_less():
 
 
 def test_intervals_hold_what_they_say():
-    """Of 400 sets of 40 groups of 7 with a share of .2 that varies between groups, about 95 % cover it."""
+    """Of 400 sets of 40 groups of 7 with a share of .2 that varies between groups, about 95% cover it."""
     draw = np.random.default_rng(1)
     groups, covered = np.repeat(np.arange(40), 7), 0
     for _ in range(400):

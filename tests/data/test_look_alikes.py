@@ -184,7 +184,7 @@ def test_scenes_are_not_examined():
 
 
 def test_products_among_scenes():
-    """Look-alikes that are a 45 % of the images: their copies and those of the scenes are found."""
+    """Look-alikes that are a 45% of the images: their copies and those of the scenes are found."""
     looks, _ = drawn("products")
     draw = np.random.default_rng(1)
     made = [scene(draw, 0) for _ in range(200)]

@@ -90,7 +90,7 @@ def test_random_labels_raise_a_shortcut_in_at_most_one_set_in_twenty():
         found = shortcuts(photos, looks, seed)
         significant += any(s.p_value <= 0.05 for s in found)
         raised += any(s.raised for s in found)
-    assert raised <= significant <= 6  # 2 are expected; 7 or more have a probability of 0.3 %
+    assert raised <= significant <= 6  # 2 are expected; 7 or more have a probability of 0.3%
 
 
 def test_labels_that_vary_within_groups_are_permuted_too():

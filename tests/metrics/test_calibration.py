@@ -87,7 +87,7 @@ def measured(top, right, group, resamples=300):
 
 @pytest.mark.parametrize(("n", "classes", "each"), [(100, 4, 1), (420, 4, 1), (420, 10, 7)])
 def test_calibrated_probabilities_have_an_error_of_zero_in_the_interval(n, classes, each):
-    """Their observed error is .04 to .09, and its percentile interval never came near 0."""
+    """Their observed error is 0.04 to 0.09, and its percentile interval never came near 0."""
     found = [measured(*drawn(seed, n, classes, each=each)) for seed in range(80)]
     assert all(0 <= one["low"] <= one["value"] <= one["high"] for one in found)
     assert sum(one["low"] <= 0.005 for one in found) >= 75

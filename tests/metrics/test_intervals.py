@@ -68,7 +68,7 @@ def test_training_variance_widens():
 
 @pytest.mark.parametrize(("groups", "size", "rare"), [(60, 7, 0.05), (60, 0, 0.1), (150, 1, 0.05)])
 def test_coverage_of_a_fixed_model(groups, size, rare):
-    """Of 150 samples at least 91 % cover accuracy and macro F1; the percentile bootstrap had .81 to .91 of macro F1."""
+    """Of 150 samples at least 91% cover accuracy and macro F1; percentile bootstrap: 0.81 to 0.91 of macro F1."""
     hits, few = np.zeros(3), 0
     truths = _sample(np.random.default_rng(99), 4000, size, rare)
     whole = _scores(*truths)

@@ -105,7 +105,7 @@ def excludes(difference: dict[str, float]) -> bool:
 
 @pytest.mark.parametrize("others", [1, 5])
 def test_family_wise_error_with_few_uneven_groups(others):
-    """Of 200 sets of equals about ten may have a significant difference. (The bootstrap over groups: 9 and 13 %.)"""
+    """Of 200 sets of equals about ten may have a significant difference. (The bootstrap over groups: 9 and 13%.)"""
     wrong = of_classes = 0
     for seed in range(200):
         truth, base, more, groups = uneven(seed, others)
@@ -113,7 +113,7 @@ def test_family_wise_error_with_few_uneven_groups(others):
         wrong += any(excludes(found[name]["a"]["difference"]) for name in more)
         classes = class_differences(truth, base, more, groups, 4, resamples=300, seed=seed)
         of_classes += any(excludes(row["difference"]) for rows in classes.values() for row in rows)
-    assert wrong <= 17 and of_classes <= 17  # of Binomial(200, .05) 98.6 % are at most 17
+    assert wrong <= 17 and of_classes <= 17  # of Binomial(200, 0.05) 98.6% are at most 17
 
 
 def test_a_real_difference_is_detected():

@@ -106,7 +106,7 @@ def test_photos_that_go_together_tell_less():
 
 
 def test_coverage():
-    """In 200 worlds of 60 people with a skill each, the interval for accuracy holds the truth in about 95 %."""
+    """In 200 worlds of 60 people with a skill each, the interval for accuracy holds the truth in about 95%."""
     draw, held = np.random.default_rng(1), 0
     for _ in range(200):
         skill = draw.beta(4, 2, 60)

@@ -41,12 +41,12 @@ def test_the_interval_covers_zero_for_two_of_a_kind_nearly_always():
         truth, first, second, groups = made(seed, n=240)
         found = paired_difference(truth, first, second, groups, resamples=200)
         missed += not found["low"] <= 0 <= found["high"]
-    assert missed <= 10  # of Binomial(100, .05) 98.9 % are at most 10
+    assert missed <= 10  # of Binomial(100, 0.05) 98.9% are at most 10
 
 
 @pytest.mark.parametrize(("better", "significant"), [(5, False), (6, True)])
 def test_a_handful_of_groups_is_judged_as_by_the_exact_test(better, significant):
-    """Better in all of five groups by chance: 2 of 32 ways to exchange them, p = .0625; in all of six: p = .031."""
+    """Better in all of five groups by chance: 2 of 32 ways to exchange them, p = 0.0625; in all of six: p = 0.031."""
     truth = np.zeros(200, np.int64)
     truth[100:] = 1
     second = np.eye(2)[truth]

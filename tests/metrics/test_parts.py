@@ -80,7 +80,7 @@ def test_the_part_that_errs_is_the_one_that_costs(judged):
 
 
 def test_parts_with_equally_many_errors_do_not_differ_significantly():
-    """Forty sets in which row and column err alike: at 5 % two are called different."""
+    """Forty sets in which row and column err alike: at 5% two are called different."""
     wrong = 0
     for seed in range(40):
         draws = np.random.default_rng(seed)

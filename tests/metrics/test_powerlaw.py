@@ -99,7 +99,7 @@ def test_the_level_is_the_laws_and_as_uncertain_as_what_is_judged():
     assert found.error[2.0][0] == pytest.approx(found.law.error(640))
     assert found.saved[4.0][0] == pytest.approx(found.law.error(320) - found.law.error(1280))
     assert found.saved[4.0][0] > found.saved[2.0][0] > 0
-    # An error of .02 of what is judged is in the level's interval, and cancels in what is saved.
+    # An error of 0.02 of what is judged is in the level's interval, and cancels in what is saved.
     for judged, least, most in ((0.02, 0.039, 0.08), (0.0, 0.0, 0.045)):
         _, low, high = of(1, judged=judged).error[2.0]
         assert least < (high - low) / 2 < most

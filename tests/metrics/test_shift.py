@@ -22,7 +22,7 @@ def test_one_kind_lies_within_its_interval():
         r = classifier_two_sample_test(draw(120, seed), draw(100, 1000 + seed), seed=seed, resamples=200)
         assert 0.3 < r.auc < 0.7
         inside += r.low <= 0.5 <= r.high
-    assert inside >= 17  # 95 % of 20, less what chance takes
+    assert inside >= 17  # 95% of 20, less what chance takes
 
 
 def test_sets_of_one_kind_raise_few_alarms_and_the_interval_is_as_wide_as_the_auc_varies():
@@ -38,7 +38,7 @@ def test_sets_of_one_kind_raise_few_alarms_and_the_interval_is_as_wide_as_the_au
         aucs.append(r.auc)
         halves.append((r.high - r.low) / 2)
         alarms += r.apart
-    assert alarms <= 4  # 1 is expected; 5 or more have a probability of 0.3 %
+    assert alarms <= 4  # 1 is expected; 5 or more have a probability of 0.3%
     assert 0.75 < np.mean(halves) / (1.96 * np.std(aucs)) < 1.6
     assert sum(abs(a - 0.5) <= h for a, h in zip(aucs, halves, strict=True)) >= 34
 

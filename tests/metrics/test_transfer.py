@@ -113,7 +113,7 @@ def test_guesses_are_worth_nothing_whatever_the_shares():
         truth, predicted = (draw.choice(4, 240, p=p) for p in ([0.7, 0.1, 0.1, 0.1], [0.4, 0.3, 0.2, 0.1]))
         found = chance_corrected_f1(truth, predicted, np.arange(240) // 2, 4, resamples=200)
         missed += not found["low"] <= 0 <= found["high"]
-    assert missed <= 6  # 5 % of 40 is 2
+    assert missed <= 6  # 5% of 40 is 2
     largest = chance_corrected_f1(truth, np.zeros(240, np.int64), np.arange(240), 4)
     assert largest["value"] == pytest.approx(0)
 

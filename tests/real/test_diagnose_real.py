@@ -31,7 +31,7 @@ def test_the_wrong_split_is_named_and_the_right_one_raises_no_alarm(tmp_path: Pa
 
 
 def test_test_photos_that_look_different_are_named(tmp_path: Path) -> None:
-    """The set's own test split differs, and costs .18 of macro F1; in the dark it costs more."""
+    """The set's own test split differs, and costs 0.18 of macro F1; in the dark it costs more."""
     photos = uf.read(DATA / "grocery")
     recipe = uf.Recipe().replace(strategy="probe", **PRESETS["fast"], **{"source.path": str(DATA / "grocery")})
     run = uf.fit(photos, recipe, tmp_path / "run")

@@ -1,4 +1,4 @@
-"""3 % of the labels of 1,500 real mask photos are changed: the first suspects are mostly those."""
+"""3% of the labels of 1,500 real mask photos are changed: the first suspects are mostly those."""
 
 from __future__ import annotations
 

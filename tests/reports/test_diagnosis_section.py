@@ -49,10 +49,10 @@ def kept(*causes: dict[str, Any], test: str = "new") -> dict[str, Any]:
 def test_the_gravest_comes_first_and_the_rest_is_folded_away() -> None:
     section = diagnosis(kept(cause("leakage: a", "error", 0.1), cause("labels: b", "warning"), cause("shift: c")))
     assert section is not None
-    assert section["finding"] == "First look at leakage: a, at +.100 (+.090 to +.120) of macro F1; 1 more to check."
+    assert section["finding"] == "First look at leakage: a, at +0.100 [+0.090, +0.120] of macro F1; 1 more to check."
     assert [c["name"] for c in section["grave"]] == ["leakage: a", "labels: b"]
     assert [c["name"] for c in section["others"]] == ["shift: c"]
-    assert section["plot"].count("<rect") == 1 and ">+.100 (+.090 to +.120)<" in section["plot"]
+    assert section["plot"].count("<rect") == 1 and ">+0.100 [+0.090, +0.120]<" in section["plot"]
     assert [row["name"] for row in section["scores"]] == ["out of fold", "to expect of new"]
 
 
@@ -64,12 +64,10 @@ def test_nothing_found_is_said_and_what_was_not_measured_too() -> None:
 
 
 def test_figures_in_sentences_are_set_as_elsewhere_on_the_page() -> None:
-    told = cause("leakage: a") | {
-        "evidence": "Lower by -0.011 (-0.020 to +0.002), of 0.5 and .770 (.741 to .796); a-1."
-    }
+    told = cause("leakage: a") | {"evidence": "Lower by -0.011 [-0.020, +0.002], of 0.5 and 0.770 [0.741, 0.796]; a-1."}
     section = diagnosis(kept(told))
     assert section is not None
-    assert section["others"][0]["evidence"] == "Lower by −.011 (−.020 to +.002), of 0.5 and .770 (.741 to .796); a-1."
+    assert section["others"][0]["evidence"] == "Lower by -0.011 [-0.020, +0.002], of 0.5 and 0.770 [0.741, 0.796]; a-1."
 
 
 def test_no_file_no_section() -> None:

@@ -112,7 +112,7 @@ def test_faces_are_drawn_if_given(checked):
         checked, faces=FaceStats(pd.DataFrame(), classes, {"label": "", **numbers}, heat, "a detector")
     )
     assert 'id="faces"' in with_faces and "a detector" in with_faces
-    assert "25.0% (5.0%–70.0%)" in with_faces
+    assert "25.0% [5.0%, 70.0%]" in with_faces
     assert EVIL not in with_faces
 
 

@@ -62,7 +62,7 @@ def test_gray_is_not_rounded_to_8_bits(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("nncf")
     grey = fit_here(Path(run.info["root"]), tmp_path / "run", "probe", image__color="gray")
     found = export(grey, "openvino", tmp_path / "a.xml", int8=True, max_f1_drop=100)
-    assert 1e-6 < found.mean_difference < 0.02  # .05 and more, were the luminance rounded
+    assert 1e-6 < found.mean_difference < 0.02  # 0.05 and more, were the luminance rounded
 
 
 def test_calibration_never_sees_the_fold_that_is_judged(run: Run) -> None:
@@ -86,7 +86,7 @@ def test_int8_that_costs_too_much_is_refused_with_the_figures(
     # Ranges taken from black photos clip all others: a network that has really been spoilt.
     monkeypatch.setattr(quantize.Calibration, "learnt_from", blind)
     target = tmp_path / "out" / "a.xml"
-    said = r"a\.xml: not written, for int8 costs \d+\.\d+ points of macro F1 \(95 % .* on 36 out-of-fold photos\)"
+    said = r"a\.xml: not written, for int8 costs \d+\.\d+ points of macro F1 \(95% .* on 36 out-of-fold photos\)"
     with pytest.raises(EngineError, match=said + r", and 0\.5 is allowed; .*max_f1_drop=\d"):
         export(run, "openvino", target, int8=True)
     assert list(target.parent.iterdir()) == []

@@ -44,16 +44,16 @@ CORRECTIONS = {
 def test_suspects_are_counted_and_the_first_is_named() -> None:
     section, paths = labels(SUSPECTS, None)
     assert section is not None and paths == ["a.jpg", "b.jpg"]
-    assert section["finding"].startswith("About 8 of 400 labels are likely wrong (95% interval 3 to 12)")
+    assert section["finding"].startswith("About 8 of 400 labels are likely wrong (95% interval [3, 12])")
     assert "labelled “cat” and looks like “dog”" in section["finding"]
-    assert "7 are (.88); the first 16 hold 8 of them" in section["truth"] and section["grouped"] == "kind"
+    assert "7 are (0.88); the first 16 hold 8 of them" in section["truth"] and section["grouped"] == "kind"
 
 
 def test_no_number_is_named_where_its_interval_holds_none() -> None:
     section, _ = labels({**SUSPECTS, "wrong": {"value": 1.2, "low": 0.0, "high": 6.0}}, None)
     assert section is not None
     assert section["finding"].startswith("No wrong labels detected among 400 labels")
-    assert "About" not in section["finding"] and "0 to 6 wrong" in section["finding"]
+    assert "About" not in section["finding"] and "interval [0, 6]" in section["finding"]
 
 
 @pytest.mark.parametrize(("low", "chance"), [(-0.01, True), (0.01, False)])

@@ -35,7 +35,7 @@ def test_the_costliest_part_is_named_first() -> None:
     section = parts({"mask": part(0.02), "age": part(0.2, mask=0.18, sex=0.03), "sex": part(0.17)}, WHOLE)
     assert section is not None and [row["name"] for row in section["rows"]] == ["age", "sex", "mask"]
     assert section["finding"] == (
-        "Errors in “age” cost most: if it were always right, macro F1 of the whole would be .780 instead of .580; "
+        "Errors in “age” cost most: if it were always right, macro F1 of the whole would be 0.780 instead of 0.580; "
         "significantly more than mask, not significantly more than sex."
     )
 
@@ -53,5 +53,5 @@ def test_no_parts_no_section(told: Any) -> None:
 def test_the_plot_escapes_names_and_draws_intervals_from_zero() -> None:
     plot = gain_bars("k", [("<b>", interval(0.2)), ("none", {"value": 0.0, "low": -0.1, "high": 0.1})])
     assert "&lt;b&gt;" in plot and "<b>" not in plot and plot.count('class="whisker"') == 2
-    assert "+0.200 (+0.150 to +0.250)" in plot and 'x1="24.00%"' in plot  # a negative end is drawn from 0
+    assert "+0.200 [+0.150, +0.250]" in plot and 'x1="24.00%"' in plot  # a negative end is drawn from 0
     assert 'width="-' not in gain_bars("k", [("worse", interval(-0.2))])

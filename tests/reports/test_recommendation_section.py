@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from test_report import a_run
 
-from unfreeze.analysis.learning_curve import ClassCurve, Curve, Estimate, Point, Prediction
+from unfreeze.analysis.learning_curve import ClassCurve, Curve, CurveEstimate, Point, Prediction
 from unfreeze.analysis.pretraining_similarity import Measure, Similarity
 from unfreeze.analysis.recommendation import CELLS, BackboneRow, Block, StrategyRecommendation, StrategyRow
 from unfreeze.core.errors import RunError, StorageError
@@ -49,20 +49,24 @@ def row(name: str, gain: float, half: float = 0.02, doubt: float = 0.005, **more
 def points(draws: int = 3) -> tuple[Point, ...]:
     return tuple(
         Point(
-            share, n, 3 * n, tuple(0.6 + 0.05 * i + 0.01 * d for d in range(draws)), Estimate(0.61 + 0.05 * i, 0.5, 0.8)
+            share,
+            n,
+            3 * n,
+            tuple(0.6 + 0.05 * i + 0.01 * d for d in range(draws)),
+            CurveEstimate(0.61 + 0.05 * i, 0.5, 0.8),
         )
         for i, (share, n) in enumerate([(0.25, 25), (0.5, 50), (1.0, 100)])
     )
 
 
 CURVE = Curve(
-    Estimate(0.3, 0.1, 0.6),
-    Prediction(200, Estimate(0.74, 0.70, 0.78), Estimate(0.03, -0.01, 0.07), Estimate(0.03, 0.01, 0.05)),
-    Prediction(400, Estimate(0.76, 0.71, 0.81), Estimate(0.05, 0.0, 0.1), Estimate(0.05, 0.02, 0.09)),
+    CurveEstimate(0.3, 0.1, 0.6),
+    Prediction(200, CurveEstimate(0.74, 0.70, 0.78), CurveEstimate(0.03, -0.01, 0.07), CurveEstimate(0.03, 0.01, 0.05)),
+    Prediction(400, CurveEstimate(0.76, 0.71, 0.81), CurveEstimate(0.05, 0.0, 0.1), CurveEstimate(0.05, 0.02, 0.09)),
     points(),
     (
-        ClassCurve("cat", 60, 180, Estimate(0.8, 0.7, 0.9), Estimate(0.01, 0.0, 0.02)),
-        ClassCurve(EVIL, 5, 9, Estimate(0.4, 0.1, 0.6), None),
+        ClassCurve("cat", 60, 180, CurveEstimate(0.8, 0.7, 0.9), CurveEstimate(0.01, 0.0, 0.02)),
+        ClassCurve(EVIL, 5, 9, CurveEstimate(0.4, 0.1, 0.6), None),
     ),
     (0.1, 1.0, 0.4),
     EVIL,
@@ -117,20 +121,20 @@ def with_table(*rows: StrategyRow, **more: Any) -> StrategyRecommendation:
 
 def test_the_finding_is_the_recommendation_and_its_reason() -> None:
     assert section(RACED)["finding"] == (
-        "Recommended: partial, expected .020 above the probe in macro F1 and .015 above full, the runner-up."
+        "Recommended: partial, expected 0.020 above the probe in macro F1 and 0.015 above full, the runner-up."
     )
 
 
 @pytest.mark.parametrize(("doubt", "chance"), [(0.001, False), (0.02, True)])
 def test_a_lead_within_its_doubt_may_be_chance(doubt: float, chance: bool) -> None:
     found = with_table(row("partial", 0.02, doubt=doubt), row("probe", 0.0))
-    assert section(found)["finding"].startswith("Recommended: partial, expected .010 above the probe")
+    assert section(found)["finding"].startswith("Recommended: partial, expected 0.010 above the probe")
     assert ("not significant" in section(found)["finding"]) == chance
 
 
 def test_the_probe_may_win_and_may_be_alone() -> None:
     found = section(with_table(row("probe", 0.0), row("partial", -0.02)))
-    assert found["finding"] == "Recommended: probe, expected .010 above partial, the runner-up, in macro F1."
+    assert found["finding"] == "Recommended: probe, expected 0.010 above partial, the runner-up, in macro F1."
     alone = section(with_table(row("probe", 0.0)))
     assert alone["finding"] == "Recommended: probe, and nothing else was tried."
     assert alone["race"] == "" and alone["raced"] == ""
@@ -139,7 +143,7 @@ def test_the_probe_may_win_and_may_be_alone() -> None:
 def test_halves_that_agree_or_not_are_told() -> None:
     agreed = replace(RACED, blocks=(Block((0, 1), 150, 70, "partial"), Block((2, 3, 4), 150, 80, "partial")))
     assert section(agreed)["finding"].startswith(
-        "The races chose partial for every fold: expected .020 above the probe"
+        "The races chose partial for every fold: expected 0.020 above the probe"
     )
     split = replace(RACED, blocks=(Block((0,), 150, 70, "full"), Block((1, 2), 150, 80, "partial")))
     found = section(split)
@@ -151,8 +155,8 @@ def test_halves_that_agree_or_not_are_told() -> None:
 
 def test_the_table_has_every_candidate_with_its_evidence() -> None:
     partial, full, probe, _ = section(RACED)["rows"]
-    assert (partial["difference"], partial["between"], partial["expected"]) == ("+.040", "+.020 to +.060", "+.020")
-    assert partial["doubt"] == "± .010" and partial["full_seconds"] == "1 h 1 min" and not partial["of"]
+    assert (partial["difference"], partial["between"], partial["expected"]) == ("+0.040", "[+0.020, +0.060]", "+0.020")
+    assert partial["doubt"] == "± 0.010" and partial["full_seconds"] == "1 h 1 min" and not partial["of"]
     assert full["photos"] == 120 and full["of"] == 300 and full["out"] == "judged on 120 photos"
     assert probe["difference"] == probe["expected"] == ""
     assert section(RACED)["unequal"] and not section(with_table(row("probe", 0.0), row("partial", 0.1)))["unequal"]
@@ -168,11 +172,11 @@ def test_an_older_file_has_no_total() -> None:
 def test_what_the_race_shows_in_words() -> None:
     said = section(RACED)["raced"]
     assert (
-        said == "On equal photos, each with its own 95 % interval: partial scored higher than the probe; full did not "
+        said == "On equal photos, each with its own 95% interval: partial scored higher than the probe; full did not "
         "differ significantly from it; scratch scored lower."
     )
     none = section(with_table(row("probe", 0.0), row("partial", 0.01), row("full", -0.01)))["raced"]
-    assert none.endswith("95 % interval: partial and full did not differ significantly from the probe.")
+    assert none.endswith("95% interval: partial and full did not differ significantly from the probe.")
 
 
 def test_the_axes_explain_and_do_not_decide() -> None:
@@ -181,7 +185,7 @@ def test_the_axes_explain_and_do_not_decide() -> None:
         "The rule of thumb for (little, similar), though the interval of “enough” crosses the middle: "
         "freeze the backbone and train the classifier; the race found partial instead."
     )
-    sure = replace(CURVE, position=Estimate(0.2, 0.1, 0.3))
+    sure = replace(CURVE, position=CurveEstimate(0.2, 0.1, 0.3))
     agrees = section(with_table(row("probe", 0.0), row("partial", -0.01), enough=sure))["place"]
     assert agrees.endswith("the race found the same, probe.") and "crosses" not in agrees
     far = section(replace(RACED, similar=replace(SIMILAR, position=0.4, low=0.3, high=0.7)))["place"]
@@ -228,7 +232,7 @@ def test_the_race_draws_those_in_the_running_and_points_to_those_far_off() -> No
     rows = [row for row in RACED.to_json()["table"] if row["name"] != "probe"]
     drawn = str(race_plot("k", rows, "probe"))
     assert drawn.count('class="range accent"') == drawn.count("<circle") == drawn.count('class="tick"') == 2
-    assert drawn.count("far to the left") == 1 and "−.600" in drawn
+    assert drawn.count("far to the left") == 1 and "-0.600" in drawn
     assert all(0 <= float(share) <= 100 for share in re.findall(r'="(-?[\d.]+)%"', drawn))
     near = [{**rows[0], "difference": {"value": -0.02, "low": -0.03, "high": -0.01}, "expected": -0.01}]
     assert "far to the left" not in str(race_plot("k", near, "probe"))
@@ -239,8 +243,8 @@ def test_the_curve_has_draws_means_the_law_and_what_it_says_of_more() -> None:
     drawn = str(curve_plot("k", found))
     assert drawn.count('class="draw"') == 9 and drawn.count('class="dot accent"') == 3
     assert 'class="fit ahead"' in drawn and 'class="band"' in drawn
-    assert "2×: .74" in drawn and "4×: .76" in drawn and ">200<" in drawn and ">400<" in drawn
-    assert "2 times as many: .74 predicted (.70–.78), +.03 over the measured score" in drawn
+    assert "2×: 0.74" in drawn and "4×: 0.76" in drawn and ">200<" in drawn and ">400<" in drawn
+    assert "2 times as many: 0.74 [0.70, 0.78] predicted, +0.03 over the measured score" in drawn
     places = [float(x) for x in re.findall(r'<text x="([\d.]+)"[^>]*>[24]×', drawn)]
     assert places[1] - places[0] >= 60  # side by side, so that neither covers the other
     plain = str(curve_plot("k", {**found, "law": None, "doubled": None, "fourfold": None}))
@@ -250,18 +254,21 @@ def test_the_curve_has_draws_means_the_law_and_what_it_says_of_more() -> None:
 
 
 def test_a_curve_of_few_sizes_has_no_band() -> None:
-    def bare(figure: Estimate) -> Estimate:
+    def bare(figure: CurveEstimate) -> CurveEstimate:
         return replace(figure, low=None, high=None)
 
     more = Prediction(200, *(bare(e) for e in (CURVE.doubled.macro_f1, CURVE.doubled.gain, CURVE.doubled.growth)))
-    classes = (ClassCurve("cat", 60, 180, Estimate(0.8, 0.7, 0.9), bare(Estimate(0.01, 0, 0))), *CURVE.classes[1:])
+    classes = (
+        ClassCurve("cat", 60, 180, CurveEstimate(0.8, 0.7, 0.9), bare(CurveEstimate(0.01, 0, 0))),
+        *CURVE.classes[1:],
+    )
     few = replace(CURVE, doubled=more, fourfold=more, classes=classes)
     drawn = str(curve_plot("k", few.to_json()))
-    assert 'class="band"' not in drawn and "2×: .74" in drawn
+    assert 'class="band"' not in drawn and "2×: 0.74" in drawn
     found = section(replace(RACED, enough=few))["enough"]
-    assert not found["banded"] and found["classes"][1]["gain"] == "+.01"
-    assert "95 % interval of the level" not in render_recommendation(replace(RACED, enough=few), "photos")
-    assert "95 % interval of the level" in render_recommendation(RACED, "photos")
+    assert not found["banded"] and found["classes"][1]["gain"] == "+0.01"
+    assert "95% interval of the level" not in render_recommendation(replace(RACED, enough=few), "photos")
+    assert "95% interval of the level" in render_recommendation(RACED, "photos")
 
 
 def test_a_curve_without_points_is_its_sentence() -> None:
@@ -274,11 +281,13 @@ def test_a_curve_without_points_is_its_sentence() -> None:
 def test_classes_with_too_few_groups_come_first() -> None:
     rows = section(RACED)["enough"]["classes"]
     assert [one["name"] for one in rows] == [EVIL, "cat"]
-    assert rows[0]["gain"] == "too few" and rows[1]["gain"] == "+.01 (+.00 to +.02)"
+    assert rows[0]["gain"] == "too few" and rows[1]["gain"] == "+0.01 [0.00, +0.02]"
 
 
 def test_of_many_classes_those_that_lack_most_are_listed() -> None:
-    some = tuple(ClassCurve(f"c{i}", 9, 30, Estimate(0.5, 0.4, 0.6), Estimate(i / 1e4, 0.0, 0.1)) for i in range(500))
+    some = tuple(
+        ClassCurve(f"c{i}", 9, 30, CurveEstimate(0.5, 0.4, 0.6), CurveEstimate(i / 1e4, 0.0, 0.1)) for i in range(500)
+    )
     found = replace(RACED, enough=replace(CURVE, classes=some))
     listed = section(found)["enough"]
     assert len(listed["classes"]) == 60 and listed["classes"][0]["name"] == "c499" and listed["more"] == 440

@@ -48,12 +48,12 @@ def test_a_probe_has_no_such_section():
     [
         (
             (0.025, 0.010, 0.043),
-            "won .025 of macro F1 against the probe it started from (95 % interval +.010 to +.043)",
+            "won 0.025 of macro F1 against the probe it started from (95% interval [+0.010, +0.043])",
         ),
-        ((0.006, -0.004, 0.018), "won .006 of macro F1"),
+        ((0.006, -0.004, 0.018), "won 0.006 of macro F1"),
         (
             (-0.02, -0.03, -0.01),
-            "lost .020 of macro F1 against the probe it started from (95 % interval −.030 to −.010)",
+            "lost 0.020 of macro F1 against the probe it started from (95% interval [-0.030, -0.010])",
         ),
     ],
 )
@@ -84,7 +84,7 @@ def test_each_fold_is_a_row_and_a_line():
 def test_one_epoch_is_a_dot_and_the_held_groups_are_told():
     log = [row(0, 1, 0.5, True, 0.71), row(0, 2, 0.3, True, 0.74), row(0, 3, 0.1, False, 0.70)]
     found = training(INFO | {"trained": {"settings": {"keep": 1}}}, scores(), log)
-    assert found["folds"][0]["valid"] == ".740 after epoch 2" and found["checked"] and found["kept"] == ""
+    assert found["folds"][0]["valid"] == "0.740 after epoch 2" and found["checked"] and found["kept"] == ""
     assert "<circle" in str(training(INFO, scores(), log[:1])["plot"])
 
 

@@ -221,15 +221,15 @@ def test_a_probability_below_all_out_of_fold_ones_is_unknown(photos: int, steps:
 
 
 def test_one_step_for_all_photos_does_not_make_a_low_probability_sure() -> None:
-    """Of 60 photos from .35 to 1 nearly all were right: that is no word for the one of .36."""
+    """Of 60 photos from 0.35 to 1 nearly all were right: that is no word for the one of 0.36."""
     top = np.linspace(0.35, 1, 60)
     proba = np.stack([top, (1 - top) / 2, (1 - top) / 2], 1)
     found = ConfidenceTable.learnt(proba, np.zeros(60, np.int64), np.arange(60))
-    # No error in 60 groups: at least .94 are right (Clopper-Pearson); in 20 groups of three at least .83.
+    # No error in 60 groups: at least 0.94 are right (Clopper-Pearson); in 20 groups of three at least 0.83.
     assert found.meaning(0.36).word == "a guess" and found.meaning(0.99).word == "sure"
     by_group = ConfidenceTable.learnt(proba, np.zeros(60, np.int64), np.arange(60) // 3)
     assert by_group.steps[0].least == pytest.approx(0.025 ** (1 / 20)) and by_group.meaning(0.99).word == "fairly sure"
-    assert found.meaning(0.36).describe() == "of all 60 images, 100 % were correct"
+    assert found.meaning(0.36).describe() == "of all 60 images, 100% were correct"
 
 
 def test_certainty_resamples_the_joined_groups() -> None:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from unfreeze.core.arrays import Rows
 from unfreeze.core.dataset import ImageDataset, probability_columns
-from unfreeze.core.errors import RunError, join_names, pluralize
+from unfreeze.core.errors import RunError, join_names
 from unfreeze.core.files import read_json
+from unfreeze.core.format import pluralize
 from unfreeze.core.messages import option
 from unfreeze.core.names import positions
 from unfreeze.core.runs import Run
@@ -26,24 +27,10 @@ from unfreeze.core.runs import Run
 FEWEST_PHOTOS, FEWEST_GROUPS = 20, 5
 
 
-@dataclass(frozen=True)
-class Figure:
-    """Point estimate with its 95 % confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def significant(self) -> bool:
-        """For a difference: whether the interval excludes 0."""
-        return self.low > 0 or self.high < 0
-
-
 def counted_groups(groups: int, effective: float) -> str:
     """Format a number of groups with its effective number, for example `190 groups (effective number 54)`.
 
-    The effective number is omitted if it exceeds 95 % of the count, that is, if the groups are of nearly equal size.
+    The effective number is omitted if it exceeds 95% of the count, that is, if the groups are of nearly equal size.
     """
     said = pluralize(groups, "group")
     return said if effective > 0.95 * groups else f"{said} (effective number {effective:.0f})"

@@ -1,6 +1,6 @@
 """Comparison of recipes or finished runs on the same images, with paired differences.
 
-The first run is the baseline. Every other run is compared with it by macro F1 and accuracy, with simultaneous 95 %
+The first run is the baseline. Every other run is compared with it by macro F1 and accuracy, with simultaneous 95%
 confidence intervals, per run and per class.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from unfreeze.analysis.aligned_runs import AlignedRuns, Figure, align_runs, require_enough
+from unfreeze.analysis.aligned_runs import AlignedRuns, align_runs, require_enough
 from unfreeze.analysis.fit import chooser, fit_runs
 from unfreeze.core.dataset import ImageDataset
 from unfreeze.core.errors import RecipeError, RunError, join_names, wrong_type
@@ -32,6 +32,7 @@ from unfreeze.metrics.bootstrap import effective_groups
 from unfreeze.metrics.classification import chance_scores, confusion_matrix
 from unfreeze.metrics.differences import accuracy, class_differences, macro, macro_of_present, simultaneous_differences
 from unfreeze.metrics.ensembling import score_of_the_best
+from unfreeze.metrics.intervals import Estimate
 from unfreeze.metrics.log_loss import log_loss
 from unfreeze.training.crossval import check_recipe
 
@@ -61,11 +62,11 @@ class ComparedRun:
     name: str
     run: str
     changes: dict[str, Any]
-    macro_f1: Figure
-    accuracy: Figure
+    macro_f1: Estimate
+    accuracy: Estimate
     log_loss: float
-    difference: Figure
-    accuracy_difference: Figure
+    difference: Estimate
+    accuracy_difference: Estimate
     wins: int | None
     losses: int | None
     same: bool
@@ -90,7 +91,7 @@ class ClassDifference:
     photos: int
     base: float
     best: float
-    difference: Figure
+    difference: Estimate
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def compare(
 ) -> Comparison:
     """Compare runs of the same images with the first of them, by paired differences of macro F1 and accuracy.
 
-    Only images that all runs have predicted out of fold are compared; they are matched by path and content. The 95 %
+    Only images that all runs have predicted out of fold are compared; they are matched by path and content. The 95%
     intervals are simultaneous (`metrics.differences.simultaneous`) within three families: macro F1 of all runs,
     accuracy of all runs, and F1 of all their classes.
 
@@ -341,18 +342,18 @@ def _contenders(found: AlignedRuns, runs: Mapping[str, Run]) -> tuple[ComparedRu
     for name, run in runs.items():
         own = "" if name == first else name
         scores = by_macro[own] | by_accuracy[own]
-        more = Figure(**scores["macro_f1"]["difference"])
+        more = Estimate(**scores["macro_f1"]["difference"])
         same = bool(np.array_equal(predicted[name], predicted[first]))
         made.append(
             ComparedRun(
                 name=name,
                 run=str(run.path),
                 changes=changes_between(runs[first].recipe, run.recipe),
-                macro_f1=Figure(**scores["macro_f1"]["score"]),
-                accuracy=Figure(**scores["accuracy"]["score"]),
+                macro_f1=Estimate(**scores["macro_f1"]["score"]),
+                accuracy=Estimate(**scores["accuracy"]["score"]),
                 log_loss=log_loss(labels, proba_of[name]),
                 difference=more,
-                accuracy_difference=Figure(**scores["accuracy"]["difference"]),
+                accuracy_difference=Estimate(**scores["accuracy"]["difference"]),
                 wins=int((by_fold[name] > by_fold[first]).sum()) if found.same_folds else None,
                 losses=int((by_fold[name] < by_fold[first]).sum()) if found.same_folds else None,
                 same=same,
@@ -380,7 +381,7 @@ def _classes(found: AlignedRuns, base: str, best: str, seed: int) -> tuple[Class
     mine = others.pop(base)
     every = class_differences(found.labels[rows], mine, others, found.units[rows], len(classes), seed=seed)[best]
     return tuple(
-        ClassDifference(classes[row["class"]], row["support"], row["base"], row["other"], Figure(**row["difference"]))
+        ClassDifference(classes[row["class"]], row["support"], row["base"], row["other"], Estimate(**row["difference"]))
         for row in every
     )
 
@@ -392,17 +393,17 @@ def _chance(found: AlignedRuns) -> Baseline:
     return Baseline(scores["class"], scores["macro_f1"], scores["accuracy"], scores["macro_f1_of"])
 
 
-def _difference_sentence(name: str, base: str, more: Figure, same: bool) -> str:
+def _difference_sentence(name: str, base: str, more: Estimate, same: bool) -> str:
     """Sentence of one run. One point is 0.01 of macro F1."""
     if same:
         return f"{name} predicts the same class as {base} for every image."
-    between = f"95 % interval {100 * more.low:+.1f} to {100 * more.high:+.1f}"
+    between = f"95% interval [{100 * more.low:+.1f}, {100 * more.high:+.1f}]"
     if not more.significant:
-        return f"{name} does not differ significantly from {base} ({between} points of macro F1)."
+        return f"{name} does not differ significantly from {base} ({between}, points of macro F1)."
     return f"{name} scores {100 * abs(more.value):.1f} points {_side(more)} than {base} ({between})."
 
 
-def _side(more: Figure) -> str:
+def _side(more: Estimate) -> str:
     return "higher" if more.value > 0 else "lower"
 
 
@@ -416,7 +417,7 @@ def _sentence(contenders: tuple[ComparedRun, ...], highest: ComparedRun, correct
         said = f"{len(names)} of {len(others)} recipes" if names else f"None of {len(others)} recipes"
         verb = "score" if len(names) > 1 else "scores"
         if side == "higher" or names:
-            scope = f" than {base.name} (family-wise error 5 %)" if not found else ""
+            scope = f" than {base.name} (family-wise error 5%)" if not found else ""
             found.append(f"{said} {verb} significantly {side}{scope}{': ' + join_names(names) if names else ''}.")
     if not any(one.difference.significant for one in others):
         low, high = min(one.difference.low for one in others), max(one.difference.high for one in others)

@@ -10,7 +10,6 @@ from typing import Any, Unpack
 import numpy as np
 import pandas as pd
 
-from unfreeze.analysis.aligned_runs import Figure
 from unfreeze.analysis.fit import fit_each
 from unfreeze.core.dataset import ImageDataset
 from unfreeze.core.errors import RecipeError, join_names
@@ -25,6 +24,7 @@ from unfreeze.features.inputs import feature_extractors
 from unfreeze.metrics.bootstrap import effective_groups
 from unfreeze.metrics.differences import accuracy, macro, mean_recall, simultaneous_differences
 from unfreeze.metrics.ensembling import score_of_the_best
+from unfreeze.metrics.intervals import Estimate
 from unfreeze.training.class_balance import check_balance
 
 # Name -> settings; other keys of recipe.balance keep the defaults of Balance(). `none` is the baseline.
@@ -64,14 +64,14 @@ class BalanceOption:
 
     name: str
     settings: dict[str, Any]
-    macro_f1: Figure
-    accuracy: Figure
-    smallest: Figure
-    minority: Figure
-    difference: Figure
-    accuracy_difference: Figure
-    smallest_difference: Figure
-    minority_difference: Figure
+    macro_f1: Estimate
+    accuracy: Estimate
+    smallest: Estimate
+    minority: Estimate
+    difference: Estimate
+    accuracy_difference: Estimate
+    smallest_difference: Estimate
+    minority_difference: Estimate
     seconds: float
 
 
@@ -120,7 +120,7 @@ def compare_balance(
 ) -> BalanceComparison:
     """Fit each method of `BALANCE_OPTIONS` on the same folds and compare it out of fold with `none`.
 
-    Differences are paired, with simultaneous 95 % intervals over all methods and metrics
+    Differences are paired, with simultaneous 95% intervals over all methods and metrics
     (`metrics.differences.simultaneous`).
 
     Args:
@@ -191,8 +191,8 @@ def compare_balance(
 
 
 def _word(name: str, balance: Balance, judged: dict[str, dict[str, dict[str, float]]], seconds: float) -> BalanceOption:
-    scores = {metric: Figure(**both["score"]) for metric, both in judged.items()}
-    more = {metric: Figure(**both["difference"]) for metric, both in judged.items()}
+    scores = {metric: Estimate(**both["score"]) for metric, both in judged.items()}
+    more = {metric: Estimate(**both["difference"]) for metric, both in judged.items()}
     return BalanceOption(
         name=name,
         settings=balance.model_dump(mode="json", exclude_defaults=True),
@@ -223,7 +223,7 @@ def _sentence(words: tuple[BalanceOption, ...], corrected: float, smallest: str,
     return " ".join(said)
 
 
-def _significant(what: str, differences: list[tuple[str, Figure]]) -> str:
+def _significant(what: str, differences: list[tuple[str, Estimate]]) -> str:
     higher = [f"'{name}'" for name, more in differences if more.low > 0]
     lower = [f"'{name}'" for name, more in differences if more.high < 0]
     sides = [

@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from unfreeze.analysis.aligned_runs import AlignedRuns, Figure
+from unfreeze.analysis.aligned_runs import AlignedRuns
 from unfreeze.analysis.fit import fit_each
 from unfreeze.core.dataset import ImageDataset, LabelColumn, label_columns
 from unfreeze.core.errors import RecipeError
+from unfreeze.core.format import format_interval
 from unfreeze.core.messages import Brief, setting
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Recipe
@@ -25,6 +26,7 @@ from unfreeze.core.recipe_schema import Labels
 from unfreeze.data.readers import ReadOptions, photos_of
 from unfreeze.features.inputs import feature_extractors
 from unfreeze.metrics.differences import Exchanges, Metrics, accuracy, differences, macro, score_intervals, simultaneous
+from unfreeze.metrics.intervals import Estimate
 from unfreeze.metrics.label_columns import marginalize
 from unfreeze.metrics.log_loss import log_loss
 from unfreeze.training.class_balance import check_balance
@@ -53,13 +55,13 @@ class LabelModel:
     """
 
     name: str
-    macro_f1: Figure
-    accuracy: Figure
+    macro_f1: Estimate
+    accuracy: Estimate
     log_loss: float
-    parts: dict[str, Figure]
-    difference: Figure
-    accuracy_difference: Figure
-    part_differences: dict[str, Figure]
+    parts: dict[str, Estimate]
+    difference: Estimate
+    accuracy_difference: Estimate
+    part_differences: dict[str, Estimate]
     seconds: float
 
 
@@ -108,7 +110,7 @@ def compare_labels(
     """Fit `labels.model` joint and parts on the same folds, and score both and their average out of fold.
 
     The average of the two probabilities is what `labels.model = "both"` predicts. Differences to joint are paired.
-    Their 95 % intervals hold simultaneously for both other models, for macro F1 and accuracy of the combined label and
+    Their 95% intervals hold simultaneously for both other models, for macro F1 and accuracy of the combined label and
     macro F1 of each part (`metrics.differences.simultaneous`). No runs are written.
 
     Args:
@@ -182,20 +184,21 @@ def _models(
     whole, *by_part = (scores for scores, _ in sheets)
     more, *more_by_part = simultaneous([family for _, family in sheets])
     places = {name: p for p, name in enumerate(pairs)}
-    nothing = Figure(0.0, 0.0, 0.0)
+    nothing = Estimate(0.0, 0.0, 0.0)
     return tuple(
         LabelModel(
             name=name,
-            macro_f1=Figure(**whole[name]["macro_f1"]),
-            accuracy=Figure(**whole[name]["accuracy"]),
+            macro_f1=Estimate(**whole[name]["macro_f1"]),
+            accuracy=Estimate(**whole[name]["accuracy"]),
             log_loss=log_loss(labels, proba),
             parts={
-                part.name: Figure(**scores[name]["macro_f1"]) for part, scores in zip(attributes, by_part, strict=True)
+                part.name: Estimate(**scores[name]["macro_f1"])
+                for part, scores in zip(attributes, by_part, strict=True)
             },
-            difference=Figure(**more.at(places[name], 0)) if name in places else nothing,
-            accuracy_difference=Figure(**more.at(places[name], 1)) if name in places else nothing,
+            difference=Estimate(**more.at(places[name], 0)) if name in places else nothing,
+            accuracy_difference=Estimate(**more.at(places[name], 1)) if name in places else nothing,
             part_differences={
-                part.name: Figure(**own_more.at(places[name])) if name in places else nothing
+                part.name: Estimate(**own_more.at(places[name])) if name in places else nothing
                 for part, own_more in zip(attributes, more_by_part, strict=True)
             },
             seconds=seconds[name],
@@ -210,7 +213,7 @@ def _sentence(models: tuple[LabelModel, ...]) -> str:
     said = []
     for model in others:
         d = model.difference
-        between = f"95 % interval {d.low:+.3f} to {d.high:+.3f}"
+        between = f"95% interval {format_interval(asdict(d), signed=True)}"
         if d.significant:
             side = "higher" if d.value > 0 else "lower"
             said.append(f"'{model.name}' has a significantly {side} macro F1 than '{base.name}' ({between}).")

@@ -16,6 +16,7 @@ import pandas as pd
 from unfreeze.core.arrays import Proba
 from unfreeze.core.dataset import probability_columns
 from unfreeze.core.errors import RunError, SourceError
+from unfreeze.core.format import format_estimate
 from unfreeze.core.messages import Brief, option
 from unfreeze.core.names import positions
 from unfreeze.core.progress import Reporter
@@ -212,15 +213,16 @@ def _judged(ways: dict[str, tuple[Proba, str]], found: AlignedPredictions, run: 
 
 
 def _sentence(ways: tuple[Variant, ...]) -> str:
-    """`Blend: +1.3 points of macro F1 against 'best single run, chosen inside' (95 % between +0.4 and +2.2): helps.`"""
+    """`Blend: +1.3 [+0.4, +2.2] points of macro F1 against 'best single run, chosen inside' (95% interval): helps.`"""
     said = []
     for way in ways:
         if way.difference is None:
             continue
         d = {k: 100 * v for k, v in way.difference.items()}
         said.append(
-            f"{way.name[0].upper()}{way.name[1:]}: {d['value']:+.1f} points of macro F1 against '{way.against}' "
-            f"(95 % between {d['low']:+.1f} and {d['high']:+.1f}): {way.outcome}."
+            f"{way.name[0].upper()}{way.name[1:]}: {format_estimate(d, 1, signed=True)} points of macro F1 "
+            f"against '{way.against}' "
+            f"(95% interval): {way.outcome}."
         )
     several = "These intervals hold at once. " if len(said) > 1 else ""
     return " ".join(said) + f" {several}Blends, views and votes of other calls are not counted." if said else ""

@@ -78,7 +78,7 @@ class DatasetComparison(Brief):
     def sentence(self) -> str:
         """The result in one sentence."""
         r = self.result
-        auc_text = f"AUC {r.auc:.2f} ({r.low:.2f} to {r.high:.2f}; permutation test p = {r.p_value:.3f})"
+        auc_text = f"AUC {r.auc:.2f} [{r.low:.2f}, {r.high:.2f}] (permutation test p = {r.p_value:.3f})"
         if self.halves:
             auc_text += (
                 f"; random splits of the training images by group give {np.mean(self.halves):.2f} "

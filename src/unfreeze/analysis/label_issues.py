@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from unfreeze.core.cache import stable_hash
 from unfreeze.core.dataset import ImageDataset, probability_columns
-from unfreeze.core.errors import RunError, SourceError, StorageError, join_names, pluralize
+from unfreeze.core.errors import RunError, SourceError, StorageError, join_names
 from unfreeze.core.files import read_json, write_json
+from unfreeze.core.format import format_interval, pluralize
 from unfreeze.core.messages import Brief
 from unfreeze.core.names import positions
 from unfreeze.core.progress import Reporter
@@ -42,7 +43,7 @@ class LabelIssues(Brief):
     Attributes:
         table: Columns `SUSPECT_COLUMNS`, highest score first; with a truth file also `true`.
         photos: Number of images that were checked.
-        wrong: Estimated number of wrong labels with its 95 % interval: {"value", "low", "high"}.
+        wrong: Estimated number of wrong labels with its 95% interval: {"value", "low", "high"}.
         cost: Macro F1 that wrong labels cost the run, in the same form.
         on_errors: Estimated share of the run's errors whose label is wrong.
         looked: Basis of the scores, in a few words.
@@ -107,11 +108,11 @@ def count_sentence(wrong: dict[str, float], photos: int) -> str:
             f"No wrong labels detected among {pluralize(photos, 'label')}: contradictions between labels and "
             "out-of-fold "
             f"predictions are not significantly more frequent than with right labels "
-            f"(95% interval 0 to {wrong['high']:.0f} wrong)"
+            f"(95% interval [0, {wrong['high']:.0f}])"
         )
     return (
         f"About {wrong['value']:.0f} of {pluralize(photos, 'label')} are likely wrong "
-        f"(95% interval {wrong['low']:.0f} to {wrong['high']:.0f})"
+        f"(95% interval {format_interval(wrong, 0)})"
     )
 
 

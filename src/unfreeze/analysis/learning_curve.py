@@ -32,8 +32,8 @@ NOT_ENOUGH, ENOUGH = 0.05, 0.002
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """Point estimate with its 95 % interval; `low` and `high` are None if there are too few sizes for an interval."""
+class CurveEstimate:
+    """Point estimate with its 95% interval; `low` and `high` are None if there are too few sizes for an interval."""
 
     value: float
     low: float | None
@@ -53,9 +53,9 @@ class Prediction:
     """
 
     groups: int
-    macro_f1: Estimate
-    gain: Estimate
-    growth: Estimate
+    macro_f1: CurveEstimate
+    gain: CurveEstimate
+    growth: CurveEstimate
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Point:
     groups: int
     photos: int
     draws: tuple[float, ...]
-    macro_f1: Estimate
+    macro_f1: CurveEstimate
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ class ClassCurve:
     name: str
     groups: int
     photos: int
-    f1: Estimate | None
-    gain: Estimate | None
+    f1: CurveEstimate | None
+    gain: CurveEstimate | None
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Curve:
         seconds: Duration.
     """
 
-    position: Estimate
+    position: CurveEstimate
     doubled: Prediction | None
     fourfold: Prediction | None
     points: tuple[Point, ...]
@@ -212,7 +212,7 @@ def _curve(
     for c, name in enumerate(classes):
         known = bool(sheet.judged[c]) and len(shares) > 1
         f1 = [[np.nan_to_num(one[:, c]) for one in some] for some in scored]
-        gain = Estimate(*_extrapolated(n, taken, f1, groups, recipe.seed).saved[2.0]) if known else None
+        gain = CurveEstimate(*_extrapolated(n, taken, f1, groups, recipe.seed).saved[2.0]) if known else None
         per_class.append(ClassCurve(name, int(own[c]), int(counts[c]), _mean(f1[-1]) if counts[c] else None, gain))
     doubled, fourfold = (
         (_prediction(found, points[-1], factor) for factor in (2.0, 4.0)) if len(shares) > 1 else (None, None)
@@ -226,9 +226,9 @@ def _curve(
         sheet.labels[last.rows], last.predicted, sheet.units[last.rows], len(classes), resamples=200, seed=recipe.seed
     )
     blind = beyond["low"] <= 0
-    position = _position(doubled.growth) if doubled else Estimate(0.0, 0.0, 1.0)
+    position = _position(doubled.growth) if doubled else CurveEstimate(0.0, 0.0, 1.0)
     if blind:
-        position = Estimate(position.value, 0.0, 1.0)
+        position = CurveEstimate(position.value, 0.0, 1.0)
         notes.append(
             "The probe is no better than chance with all photos: its flat curve says nothing about other models."
         )
@@ -262,27 +262,27 @@ def _extrapolated(n: F64, shares: F64, scores: list[list[F64]], groups: int, see
 
 def _prediction(found: Extrapolation, last: Point, factor: float) -> Prediction:
     value, low, high = found.error[factor]
-    level = Estimate(1 - value, None if high is None else 1 - high, None if low is None else 1 - low)
+    level = CurveEstimate(1 - value, None if high is None else 1 - high, None if low is None else 1 - low)
     return Prediction(
         round(factor * last.groups),
         level,
         _shifted(level, -last.macro_f1.value),
-        Estimate(*found.saved[factor]),
+        CurveEstimate(*found.saved[factor]),
     )
 
 
-def _shifted(figure: Estimate, by: float) -> Estimate:
+def _shifted(figure: CurveEstimate, by: float) -> CurveEstimate:
     low, high = (None if end is None else end + by for end in (figure.low, figure.high))
-    return Estimate(figure.value + by, low, high)
+    return CurveEstimate(figure.value + by, low, high)
 
 
-def _mean(draws: list[F64]) -> Estimate:
+def _mean(draws: list[F64]) -> CurveEstimate:
     mean = np.mean(draws, axis=0)
     low, high = np.percentile(mean[1:], [2.5, 97.5])
-    return Estimate(float(mean[0]), float(low), float(high))
+    return CurveEstimate(float(mean[0]), float(low), float(high))
 
 
-def _position(growth: Estimate) -> Estimate:
+def _position(growth: CurveEstimate) -> CurveEstimate:
     """Map the growth to 0..1: 0 at `NOT_ENOUGH` or more, 1 at `ENOUGH` or less, log-linear in between."""
 
     def place(value: float) -> float:
@@ -290,8 +290,8 @@ def _position(growth: Estimate) -> Estimate:
         return float(np.clip(np.log(NOT_ENOUGH / max(value, 1e-9)) / span, 0, 1))
 
     if growth.low is None or growth.high is None:
-        return Estimate(place(growth.value), 0.0, 1.0)
-    return Estimate(place(growth.value), place(growth.high), place(growth.low))
+        return CurveEstimate(place(growth.value), 0.0, 1.0)
+    return CurveEstimate(place(growth.value), place(growth.high), place(growth.low))
 
 
 def _short(classes: list[ClassCurve]) -> str:
@@ -322,9 +322,10 @@ def _sentence(last: Point, doubled: Prediction | None, classes: list[ClassCurve]
         worth = "Enough photos for this probe"
     else:
         worth = "More photos would help" if growth.low else "More photos may help"
-    ahead = f"about {level.value:.2f} is predicted with {doubled.groups:,}, {gain.value:+.2f} over the measured score"
+    ahead = f"about {level.value:.2f} is predicted with {doubled.groups:,}, {gain.value:+.2f}"
     if gain.low is not None:
-        ahead += f" (95%: {gain.low:+.2f} to {gain.high:+.2f})"
+        ahead += f" [{gain.low:+.2f}, {gain.high:+.2f}]"
+    ahead += " over the measured score"
     return f"{worth}: macro F1 is {measured}; {ahead}{tail}."
 
 
@@ -338,7 +339,7 @@ def _unknown(classes: tuple[str, ...], own: Rows, labels: Rows, notes: list[str]
         "few to learn from as well."
     )
     return Curve(
-        Estimate(0.0, 0.0, 1.0),
+        CurveEstimate(0.0, 0.0, 1.0),
         None,
         None,
         (),

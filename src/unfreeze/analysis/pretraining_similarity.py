@@ -136,8 +136,8 @@ class Measure:
     Attributes:
         name: Name of the measure.
         value: Point estimate; None if it is not available.
-        low: Lower end of the 95 % interval, or None.
-        high: Upper end of the 95 % interval, or None.
+        low: Lower end of the 95% interval, or None.
+        high: Upper end of the 95% interval, or None.
         vote: Position 0..1 that the value implies; None if it does not contribute.
         says: Short description.
         why: Reason why the value is not available.

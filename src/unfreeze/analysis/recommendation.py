@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from math import erf, sqrt
 from typing import TYPE_CHECKING, Any
 
+from unfreeze.core.format import format_estimate, format_probability
 from unfreeze.core.messages import Brief, wording
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class StrategyRow:
     Attributes:
         name: Name of the candidate.
         changes: Changes to the recipe.
-        macro_f1: Macro F1 on the evaluated images with its 95 % interval, from the largest training size it reached.
+        macro_f1: Macro F1 on the evaluated images with its 95% interval, from the largest training size it reached.
         difference: Difference to the probe at equal training size.
         expected: Posterior mean of the difference with all images, given results on other data sets.
         doubt: Posterior standard deviation of that difference.
@@ -60,7 +61,7 @@ class BackboneRow:
 
     Attributes:
         name: Name of the backbone.
-        macro_f1: Macro F1 of the probe with its 95 % interval; empty if the backbone was only ranked by LogME.
+        macro_f1: Macro F1 of the probe with its 95% interval; empty if the backbone was only ranked by LogME.
         log_me: LogME of its features (You et al. 2021).
         gmacs: Compute of one forward pass, in GMACs.
         seconds: Duration of feature extraction and probe.
@@ -157,8 +158,8 @@ def reason(best: StrategyRow, others: list[StrategyRow], judged: int, backbones:
     """
     f1 = best.macro_f1
     first = (
-        f"{best.name.capitalize()} scored macro F1 {f1['value']:.3f} (95 % between {f1['low']:.3f} and "
-        f"{f1['high']:.3f}) on {judged:,} images of groups that it was not trained on"
+        f"{best.name.capitalize()} scored macro F1 {format_estimate(f1)} on {judged:,} images of groups that it was "
+        "not trained on"
     )
     if not others:
         return f"{first}. Nothing else was tried."
@@ -170,7 +171,7 @@ def reason(best: StrategyRow, others: list[StrategyRow], judged: int, backbones:
         f"Given the results on other data sets, its expected macro F1 is {abs(gap):.3f} "
         f"{'above' if gap >= 0 else 'below'} that of {next_best.name}, and "
         "the probability that it is the better of the two is "
-        f"{probability(probability_better(best, next_best))}, for about "
+        f"{format_probability(probability_better(best, next_best))}, for about "
         f"{approximate_duration(best.full_seconds)} instead of {approximate_duration(next_best.full_seconds)}."
     )
 
@@ -195,11 +196,6 @@ def probability_better(one: StrategyRow, other: StrategyRow) -> float:
     """Probability that `one` is better, with independent normal differences to the probe."""
     spread = sqrt(one.doubt**2 + other.doubt**2)
     return 0.5 * (1 + erf((one.expected - other.expected) / spread / sqrt(2))) if spread else 0.5
-
-
-def probability(value: float) -> str:
-    """Format a probability: `87%`, at most `over 99%`, since the normal approximation is rough in the tails."""
-    return "over 99%" if value > 0.99 else "under 1%" if value < 0.01 else f"{value:.0%}"
 
 
 def approximate_duration(seconds: float) -> str:

@@ -294,7 +294,7 @@ def race(
     """Race the candidates on each block independently.
 
     First, all candidates are trained on as many images as half of the budget allows. Then those not significantly
-    behind the probe (95 % interval of the paired difference) are trained on all images, cheapest first, while the
+    behind the probe (95% interval of the paired difference) are trained on all images, cheapest first, while the
     budget lasts.
 
     Args:
@@ -370,7 +370,7 @@ def _judge(work: FitContext, block: InnerSplit, standings: Sequence[CandidateSta
 
 
 def standard_error(difference: dict[str, float]) -> float:
-    """Standard error of a paired difference, from the width of its 95 % interval.
+    """Standard error of a paired difference, from the width of its 95% interval.
 
     It is never 0, because `paired_difference` adds one image of disagreement (Agresti & Min 2005).
     """

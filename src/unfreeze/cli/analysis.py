@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unfreeze.cli.console import changed, emit_json, number, reporter, say, scored, show, then
+from unfreeze.cli.console import changed, emit_json, reporter, say, show, then
 from unfreeze.cli.data import RunArgument
 from unfreeze.cli.fit import (
     Backbone,
@@ -37,7 +37,8 @@ from unfreeze.cli.fit import (
     source_options,
     working_on,
 )
-from unfreeze.core.errors import StorageError, pluralize
+from unfreeze.core.errors import StorageError
+from unfreeze.core.format import format_difference, format_estimate, format_interval, format_score, pluralize
 from unfreeze.core.messages import option
 
 if TYPE_CHECKING:
@@ -129,7 +130,13 @@ def _print_recommendation(found: StrategyRecommendation) -> None:
             "Backbones, each with the same probe on the same photos",
             ["backbone", "macro F1", "LogME", "GMACs", "seconds"],
             [
-                [r.name, scored(r.macro_f1) if r.macro_f1 else "not probed", f"{r.log_me:.2f}", r.gmacs, r.seconds]
+                [
+                    r.name,
+                    format_estimate(r.macro_f1) if r.macro_f1 else "not probed",
+                    f"{r.log_me:.2f}",
+                    r.gmacs,
+                    r.seconds,
+                ]
                 for r in found.backbones
             ],
             ["macro F1", "LogME", "GMACs", "seconds"],
@@ -141,15 +148,22 @@ def _print_recommendation(found: StrategyRecommendation) -> None:
         say(f"The courses' table for ({place}): {found.taught}. Measured instead:")
     rows = []
     for row in found.table:
-        against = "" if row.name == "probe" else f"{row.difference['value']:+.3f}"
-        between = "" if row.name == "probe" else f"{row.difference['low']:+.3f} to {row.difference['high']:+.3f}"
+        against = "" if row.name == "probe" else format_difference(row.difference["value"])
+        between = "" if row.name == "probe" else format_interval(row.difference, signed=True)
         rows.append(
             [
-                *(row.name, scored(row.macro_f1), against, between, f"{row.expected:+.3f}", f"{row.photos:,}"),
+                *(
+                    row.name,
+                    format_estimate(row.macro_f1),
+                    against,
+                    between,
+                    format_difference(row.expected),
+                    f"{row.photos:,}",
+                ),
                 *(_seconds(row.seconds), _seconds(row.full_seconds), row.out),
             ]
         )
-    columns = ["strategy", "macro F1", "to probe", "95 %", "expected", "photos", "tried", "full run", ""]
+    columns = ["strategy", "macro F1", "to probe", "95%", "expected", "photos", "tried", "full run", ""]
     show(
         f"Raced on {pluralize(found.photos, 'photo')}, {pluralize(found.groups, 'group')}", columns, rows, columns[1:-1]
     )
@@ -174,7 +188,7 @@ def _read_as(given: dict[str, Any]) -> list[str]:
 def _seconds(value: float) -> str:
     from unfreeze.analysis.recommendation import approximate_duration
 
-    return approximate_duration(value) if value >= 1 else f"{number(value)} s"
+    return approximate_duration(value) if value >= 1 else f"{format_score(value)} s"
 
 
 def diagnose(
@@ -228,15 +242,15 @@ def _print_diagnosis(found: Diagnosis) -> None:
         [
             cause.severity if cause.measured else "-",
             cause.name,
-            "" if cause.cost is None else f"{cause.cost['value']:+.3f}",
-            "" if cause.cost is None else f"{cause.cost['low']:+.3f} to {cause.cost['high']:+.3f}",
+            "" if cause.cost is None else format_difference(cause.cost["value"]),
+            "" if cause.cost is None else format_interval(cause.cost, signed=True),
             cause.evidence,
         ]
         for cause in found.causes
     ]
-    columns = ["", "cause", "macro F1", "95 %", "what was measured"]
+    columns = ["", "cause", "macro F1", "95%", "what was measured"]
     show(
-        "Possible causes of the gap between validation and test, most severe first", columns, rows, ["macro F1", "95 %"]
+        "Possible causes of the gap between validation and test, most severe first", columns, rows, ["macro F1", "95%"]
     )
     for note in found.notes:
         say(note)
@@ -336,7 +350,7 @@ def tune(
 def _print_search(found: Tuning) -> None:
     search = found.searches[0]
     ranked = sorted((r for r in search.distinct if r.state == "complete"), key=lambda r: (-r.value, r.number))
-    rows = [[str(r.number), number(r.value), _told(r.changes), f"{r.seconds:,.1f}"] for r in ranked[:_SHOWN]]
+    rows = [[str(r.number), format_score(r.value), _told(r.changes), f"{r.seconds:,.1f}"] for r in ranked[:_SHOWN]]
     pruned = sum(r.state == "pruned" for r in search.distinct)
     failed = sum(r.state == "failed" for r in search.distinct)
     ended = f", {pruned} pruned" * bool(pruned) + f", {failed} could not be fitted" * bool(failed)
@@ -348,21 +362,21 @@ def _print_search(found: Tuning) -> None:
         ["", "macro F1 in the search", "seconds"],
     )
     if found.importance:
-        shares = ", ".join(f"{key} {100 * share:.0f} %" for key, share in list(found.importance.items())[:5])
+        shares = ", ".join(f"{key} {100 * share:.0f}%" for key, share in list(found.importance.items())[:5])
         say(f"Importance: {shares} of the variance among the recipes tried (fANOVA).")
     show(
         f"{pluralize(found.photos, 'photo')}, {pluralize(found.groups, 'group')}, out of fold",
-        ["", "macro F1 (95 %)"],
+        ["", "macro F1 (95%)"],
         [
-            ["the recipe given", scored(vars(found.base))],
-            ["searched, evaluated on images not used for it", scored(vars(found.nested))],
+            ["the recipe given", format_estimate(vars(found.base))],
+            ["searched, evaluated on images not used for it", format_estimate(vars(found.nested))],
             ["the difference, paired", changed(**vars(found.gain))],
         ],
-        ["macro F1 (95 %)"],
+        ["macro F1 (95%)"],
     )
     say(
-        f"Optimistic: the best recipe scored {number(found.searched)} in the search and "
-        f"{scored(vars(found.shown))} over the folds, but it was selected on these images."
+        f"Optimistic: the best recipe scored {format_score(found.searched)} in the search and "
+        f"{format_estimate(vars(found.shown))} over the folds, but it was selected on these images."
     )
     say(found.sentence)
     say(f"Best recipe: {Path(found.folder) / 'best.toml'}")

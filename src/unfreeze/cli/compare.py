@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unfreeze.cli.console import changed, emit_json, number, reporter, say, scored, show, then
+from unfreeze.cli.console import changed, emit_json, reporter, say, show, then
 from unfreeze.cli.fit import (
     Backbone,
     Encoding,
@@ -35,7 +35,8 @@ from unfreeze.cli.fit import (
     source_options,
     working_on,
 )
-from unfreeze.core.errors import RecipeError, RunError, did_you_mean, join_names, pluralize
+from unfreeze.core.errors import RecipeError, RunError, did_you_mean, join_names
+from unfreeze.core.format import format_estimate, format_score, pluralize
 from unfreeze.core.progress import Reporter
 
 if TYPE_CHECKING:
@@ -211,15 +212,15 @@ def _print(found: Comparison) -> None:
     from unfreeze.analysis.aligned_runs import counted_groups
 
     base = found.base
-    columns = ["", "macro F1 (95 %)", f"against {base.name}", "folds won", "accuracy", "log loss", "seconds"]
+    columns = ["", "macro F1 (95%)", f"against {base.name}", "folds won", "accuracy", "log loss", "seconds"]
     rows = [
         [
             one.name,
-            scored(vars(one.macro_f1)),
+            format_estimate(vars(one.macro_f1)),
             "" if one is base else changed(**vars(one.difference)),
             "" if one is base or one.wins is None else f"{one.wins} of {found.folds}",
-            number(one.accuracy.value),
-            number(one.log_loss),
+            format_score(one.accuracy.value),
+            format_score(one.log_loss),
             "" if math.isnan(one.seconds) else f"{one.seconds:,.1f}",
         ]
         for one in found.contenders
@@ -234,7 +235,7 @@ def _print(found: Comparison) -> None:
         columns[1:],
     )
     many = ", simultaneous for all recipes" if len(found.contenders) > 2 else ""
-    say(f"Differences: paired, 95 % intervals{many}; ? not significant. A point is .01 macro F1.")
+    say(f"Differences: paired, 95% intervals{many}; ? not significant. A point is 0.01 macro F1.")
     for note in found.notes:
         say(f"Note: {note}")
     for one in found.contenders[1:]:
@@ -273,11 +274,11 @@ def _compare_balance(chosen: Recipe, run: Path | None, json: bool, progress: Rep
     rows = [
         [
             word.name,
-            number(word.macro_f1.value),
+            format_score(word.macro_f1.value),
             changed(**vars(word.difference)) if word is not found.words[0] else "",
-            number(word.smallest.value),
-            number(word.minority.value),
-            number(word.accuracy.value),
+            format_score(word.smallest.value),
+            format_score(word.minority.value),
+            format_score(word.accuracy.value),
         ]
         for word in found.words
     ]
@@ -290,8 +291,8 @@ def _compare_balance(chosen: Recipe, run: Path | None, json: bool, progress: Rep
         _COLUMNS[1:],
     )
     say(
-        "Against none: out of fold, paired, 95 % intervals that hold for all rows and columns at once (family-wise "
-        "error 5 %); ? not significant."
+        "Against none: out of fold, paired, 95% intervals that hold for all rows and columns at once (family-wise "
+        "error 5%); ? not significant."
     )
     say(f"{found.sentence} ({found.seconds:.1f} s)")
     # A setting other than the default is suggested only if it is significantly better.
@@ -324,11 +325,11 @@ def _compare_labels(chosen: Recipe, run: Path | None, json: bool, progress: Repo
     rows = [
         [
             model.name,
-            number(model.macro_f1.value),
+            format_score(model.macro_f1.value),
             changed(**vars(model.difference)) if model is not found.models[0] else "",
-            number(model.accuracy.value),
-            number(model.log_loss),
-            *(number(figure.value) for figure in model.parts.values()),
+            format_score(model.accuracy.value),
+            format_score(model.log_loss),
+            *(format_score(figure.value) for figure in model.parts.values()),
         ]
         for model in found.models
     ]
@@ -340,8 +341,8 @@ def _compare_labels(chosen: Recipe, run: Path | None, json: bool, progress: Repo
         columns[1:],
     )
     say(
-        "Macro F1 of the whole, and of each part alone; out of fold, paired, 95 % intervals that hold for both models, "
-        "the whole and all parts at once (family-wise error 5 %); ? not significant."
+        "Macro F1 of the whole, and of each part alone; out of fold, paired, 95% intervals that hold for both models, "
+        "the whole and all parts at once (family-wise error 5%); ? not significant."
     )
     if found.unseen:
         say(

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unfreeze.core.errors import join_names, sanitize
+from unfreeze.core.format import format_difference, format_estimate, format_score
 from unfreeze.core.messages import HEADLINES, effect_sentence
 from unfreeze.core.progress import ConsoleReporter, Reporter
 
@@ -119,20 +120,10 @@ def _tame(text: str) -> str:
     return "\n".join(sanitize(line) for line in text.split("\n"))
 
 
-def scored(score: dict[str, float]) -> str:
-    """Format a value with its 95% interval: `.812 (.790–.833)`."""
-    return f"{number(score['value'])} ({number(score['low'])}–{number(score['high'])})"
-
-
 def changed(value: float, low: float, high: float) -> str:
-    """Format a difference with its interval: `+0.021 (-0.003 to +0.045) ?`. The ? marks an interval that contains 0."""
-    significant = low > 0 or high < 0
-    return f"{value:+.3f} ({low:+.3f} to {high:+.3f}){'' if significant else ' ?'}"
-
-
-def number(value: float) -> str:
-    """Format a number with three decimals: `.812`, `1.250`, `-0.021`."""
-    return f"{value:.3f}".removeprefix("0") if 0 <= value < 1 else f"{value:.3f}"
+    """Format a difference with its interval: `+0.021 [-0.003, +0.045] ?`. The ? marks an interval that contains 0."""
+    text = format_estimate({"value": value, "low": low, "high": high}, signed=True)
+    return text if low > 0 or high < 0 else f"{text} ?"
 
 
 def headline_rows(scores: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -153,14 +144,14 @@ def corrections_said(found: dict[str, Any]) -> str:
 
 def show_parts(parts: dict[str, Any]) -> None:
     """Print the scores of each part of a combined label, most costly part first, and a summary."""
-    columns = ["part", "macro F1 (95 %)", "accuracy", "macro F1 if correct", "gain"]
+    columns = ["part", "macro F1 (95%)", "accuracy", "macro F1 if correct", "gain"]
     costs = sorted(parts, key=lambda name: -parts[name]["if_right"]["gain"]["value"])
     rows = [
         [
             name,
-            scored(parts[name]["macro_f1"]),
-            number(parts[name]["accuracy"]["value"]),
-            number(parts[name]["if_right"]["macro_f1"]["value"]),
+            format_estimate(parts[name]["macro_f1"]),
+            format_score(parts[name]["accuracy"]["value"]),
+            format_score(parts[name]["if_right"]["macro_f1"]["value"]),
             changed(**parts[name]["if_right"]["gain"]),
         ]
         for name in costs
@@ -173,4 +164,7 @@ def show_parts(parts: dict[str, Any]) -> None:
         return
     more = [name for name in rest if right["more_than"][name]["low"] > 0]
     than = f"significantly more than {join_names(more)}" if more else "not significantly more than any other part"
-    say(f"Errors in '{first}' cost the whole most ({right['gain']['value']:+.3f} macro F1 if it were right), {than}.")
+    say(
+        f"Errors in '{first}' cost the whole most "
+        f"({format_difference(right['gain']['value'])} macro F1 if it were right), {than}."
+    )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unfreeze.cli.console import complain, emit_json, reporter, say, scored, show, size, then
+from unfreeze.cli.console import complain, emit_json, reporter, say, show, size, then
 from unfreeze.cli.fit import (
     Encoding,
     Group,
@@ -24,7 +24,8 @@ from unfreeze.cli.fit import (
     make_recipe,
     source_options,
 )
-from unfreeze.core.errors import RecipeError, RunError, did_you_mean, pluralize
+from unfreeze.core.errors import RecipeError, RunError, did_you_mean
+from unfreeze.core.format import format_estimate, pluralize
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -207,8 +208,8 @@ def runs(
         [
             r["run"],
             f"{r['photos']:,}" if r.get("photos") else "",
-            scored(r["macro_f1"]) if r.get("macro_f1") else "",
-            scored(r["accuracy"]) if r.get("accuracy") else "",
+            format_estimate(r["macro_f1"]) if r.get("macro_f1") else "",
+            format_estimate(r["accuracy"]) if r.get("accuracy") else "",
             (r.get("finished") or r["status"])[:16].replace("T", " "),
         ]
         for r in found
@@ -268,13 +269,13 @@ def _cached_what(about: dict[str, Any]) -> str:
 def show_faces(found: FaceStats) -> None:
     """Print the face statistics per class and in total, and a summary."""
     rows: list[dict[Any, Any]] = [*found.classes.to_dict("records"), found.total]
-    columns = ["class", "photos", "no face", "share (95 %)", "several", "area", "side", "x", "y"]
+    columns = ["class", "photos", "no face", "share (95%)", "several", "area", "side", "x", "y"]
     cells = [
         [
             row["label"] or "all",
             f"{row['photos']:,}",
             f"{row['without']:,}",
-            f"{100 * row['share']:.1f} % ({100 * row['low']:.1f}–{100 * row['high']:.1f})" if row["photos"] else "",
+            f"{100 * row['share']:.1f}% [{100 * row['low']:.1f}, {100 * row['high']:.1f}]" if row["photos"] else "",
             f"{row['several']:,}",
             _quartiles(row, "area"),
             _quartiles(row, "side"),

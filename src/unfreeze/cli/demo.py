@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from unfreeze.cli.console import err, number, out, reporter, say, scored, then
+from unfreeze.cli.console import err, out, reporter, say, then
 from unfreeze.cli.data import list_findings
+from unfreeze.core.format import format_estimate, format_score
 from unfreeze.core.recipe import Recipe
 
 
@@ -81,9 +82,9 @@ def demo(
         photos, recipe, run_folder, force=True, random_split_baseline=True, command=command, reporter=progress
     )
     scores = run.scores()
-    random = scored(scores["random_split"]["macro_f1"])
+    random = format_estimate(scores["random_split"]["macro_f1"])
     say(f"  macro F1 of an image-level split: {random}   people are in several folds")
-    say(f"  macro F1 on unseen people:        {scored(scores['macro_f1'])}   each person is in one fold")
+    say(f"  macro F1 on unseen people:        {format_estimate(scores['macro_f1'])}   each person is in one fold")
 
     eval_images, template, submission = (
         photos_folder / "eval" / "images",
@@ -102,7 +103,7 @@ def demo(
     true = np.array([truth["eval"][name] for name in sent["ImageID"]])
     confusion = confusion_matrix(true, sent["ans"].to_numpy(), 18)
     _step("Evaluation on the true labels of the test images")
-    accuracy, f1 = number(np.trace(confusion) / len(true)), number(float(macro_f1(confusion)))
+    accuracy, f1 = format_score(np.trace(confusion) / len(true)), format_score(float(macro_f1(confusion)))
     say(f"  accuracy {accuracy}, macro F1 {f1} on {len(true)} photos of {test_people} other people")
     say(f"  Submission: {submission}")
     say(f"  Report:     {page}")

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unfreeze.cli.console import corrections_said, emit_json, headline_rows, number, reporter, say, scored, show, then
-from unfreeze.core.errors import RecipeError, UnfreezeError, did_you_mean, pluralize
+from unfreeze.cli.console import corrections_said, emit_json, headline_rows, reporter, say, show, then
+from unfreeze.core.errors import RecipeError, UnfreezeError, did_you_mean
+from unfreeze.core.format import format_estimate, format_percent, format_score, pluralize
 from unfreeze.core.messages import caveats, unseen
 from unfreeze.core.recipe import PRESETS, Recipe, parse_overrides, read_recipe
 
@@ -269,11 +270,11 @@ def _print_scores(scores: dict[str, Any]) -> None:
     others += [(f"its {name} alone", found) for name, found in scores.get("parts", {}).items()]
     for name, found in others:
         if found:
-            rows.append([name, *(scored(found[k]) for k in ("macro_f1", "accuracy", "log_loss"))])
+            rows.append([name, *(format_estimate(found[k]) for k in ("macro_f1", "accuracy", "log_loss"))])
     rows.append(
         [
             "chance",
-            *(number(chance[k]) for k in ("macro_f1", "accuracy", "log_loss")),
+            *(format_score(chance[k]) for k in ("macro_f1", "accuracy", "log_loss")),
         ]
     )
     show(
@@ -285,18 +286,18 @@ def _print_scores(scores: dict[str, Any]) -> None:
     if gain := scores.get("gain"):
         sure = "" if gain["low"] > 0 or gain["high"] < 0 else ", so it may be chance"
         say(
-            f"Training changed macro F1 by {gain['value']:+.3f} against the probe "
-            f"(95 % between {gain['low']:+.3f} and {gain['high']:+.3f}{sure})."
+            f"Training changed macro F1 by {format_estimate(gain, signed=True)} against the probe (95% interval{sure})."
         )
     if judged := scores.get("corrections"):
         say(corrections_said(judged))
     worst = min(oof["per_class"], key=lambda c: c["f1"]["value"])
     accuracy = scores["accuracy"]
     say(
-        f"On {unseen(scores)} it has not seen, the delivered model is right in {accuracy['value']:.1%} of cases"
+        f"On {unseen(scores)} it has not seen, the delivered model is right in "
+        f"{format_percent(accuracy['value'], 1)} of cases"
         f"{' by the labels as given' if judged else ''} "
-        f"(95% interval {accuracy['low']:.1%} to {accuracy['high']:.1%}); "
-        f"hardest is '{worst['class']}' (F1 {scored(worst['f1'])}, {pluralize(worst['support'], 'photo')})."
+        f"(95% interval [{format_percent(accuracy['low'], 1)}, {format_percent(accuracy['high'], 1)}]); "
+        f"hardest is '{worst['class']}' (F1 {format_estimate(worst['f1'])}, {pluralize(worst['support'], 'photo')})."
     )
     for caveat in caveats(scores):
         say(caveat)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unfreeze.cli.console import emit_json, number, reporter, say, show, then
+from unfreeze.cli.console import emit_json, reporter, say, show, then
 from unfreeze.cli.data import RunArgument
 from unfreeze.cli.fit import Json
-from unfreeze.core.errors import StorageError, pluralize
+from unfreeze.core.errors import StorageError
+from unfreeze.core.format import format_score, pluralize
 
 if TYPE_CHECKING:
     from unfreeze.analysis.label_issues import LabelIssues
@@ -67,7 +68,7 @@ def _print(found: LabelIssues, limit: int) -> None:
         return
     top = found.table.head(limit)
     columns: dict[str, Any] = {
-        "score": [number(v) for v in top["score"]],
+        "score": [format_score(v) for v in top["score"]],
         "path": top["path"],
         "label": top["label"],
         "suggested": top["suggested"],
@@ -88,8 +89,8 @@ def _print(found: LabelIssues, limit: int) -> None:
         t = found.truth
         say(
             f"Compared with {t['file']}: {t['planted']} labels are wrong; of the first {t['planted']} suspects "
-            f"{t['found_at_k']} are ({number(t['precision_at_k'])}), the first {2 * t['planted']} hold "
-            f"{t['found_at_2k']} of them ({number(t['recall_at_2k'])})."
+            f"{t['found_at_k']} are ({format_score(t['precision_at_k'])}), the first {2 * t['planted']} hold "
+            f"{t['found_at_2k']} of them ({format_score(t['recall_at_2k'])})."
         )
 
 

@@ -15,7 +15,8 @@ import typer
 from unfreeze.cli.console import complain, emit_json, lines, reporter, say, show, size, then, warn
 from unfreeze.cli.data import RunArgument
 from unfreeze.cli.fit import Encoding, Json, PathColumn, Root
-from unfreeze.core.errors import StorageError, TemplateError, pluralize
+from unfreeze.core.errors import StorageError, TemplateError
+from unfreeze.core.format import pluralize
 from unfreeze.core.recipe_schema import Source
 
 if TYPE_CHECKING:

@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from unfreeze.cli.console import changed, emit_json, number, reporter, say, scored, show, show_parts, then
+from unfreeze.cli.console import changed, emit_json, reporter, say, show, show_parts, then
 from unfreeze.cli.fit import Json
 from unfreeze.cli.predict import RunsArgument
-from unfreeze.core.errors import RunError, pluralize
+from unfreeze.core.errors import RunError
+from unfreeze.core.format import format_estimate, format_score, pluralize
 from unfreeze.core.messages import caveats
 
 _SHOWN = 20
@@ -55,7 +56,7 @@ def scores(
     if json:
         emit_json(found)
         return
-    rows = [[name, scored(found[key])] for name, key in _NAMES[:3]]
+    rows = [[name, format_estimate(found[key])] for name, key in _NAMES[:3]]
     show("Delivered model, estimated for new images", ["score", "value"], rows, ["value"])
     for caveat in caveats(found, selection_of(opened.path)):
         say(caveat)
@@ -63,9 +64,9 @@ def scores(
         if key not in found:
             continue
         score, chance = found[key], found[key]["chance"]
-        rows = [[name, scored(score[k]), number(chance[k]) if k in chance else ""] for name, k in _NAMES]
+        rows = [[name, format_estimate(score[k]), format_score(chance[k]) if k in chance else ""] for name, k in _NAMES]
         counts = f"{pluralize(score['photos'], 'photo')}, {pluralize(score['groups'], 'group')}"
-        heading = f"{title}: {counts}, 95 % intervals over groups"
+        heading = f"{title}: {counts}, 95% intervals over groups"
         show(
             heading,
             ["score", "value", "chance"],
@@ -83,12 +84,12 @@ def scores(
             [
                 c["class"],
                 f"{c['support']:,}",
-                scored(c["f1"]),
-                *(number(c[k]["value"]) for k in ("precision", "recall")),
+                format_estimate(c["f1"]),
+                *(format_score(c[k]["value"]) for k in ("precision", "recall")),
             ]
             for c in per_class
         ]
-        columns = ["class", "photos", "F1 (95 %)", "precision", "recall"]
+        columns = ["class", "photos", "F1 (95%)", "precision", "recall"]
         show("Worst first", columns, rows, columns[1:])
         say(
             f"Right in {score['accuracy']['value']:.1%} of photos, where always saying '{chance['class']}' is in "
@@ -117,14 +118,14 @@ def _helps(run: str, tta: str | None, vote: bool, json: bool) -> None:
     rows = [
         [
             way.name,
-            *(scored(way.scores[k]) for k in ("macro_f1", "accuracy", "log_loss")),
+            *(format_estimate(way.scores[k]) for k in ("macro_f1", "accuracy", "log_loss")),
             changed(**way.difference) if way.difference else "",
         ]
         for way in found.ways
     ]
     columns = ["out of fold", "macro F1", "accuracy", "log loss", "macro F1 changes by"]
     counts = f"{pluralize(found.photos, 'photo')}, {pluralize(found.groups, 'group')}"
-    show(f"{counts}, 95 % intervals over groups", columns, rows, columns[1:])
+    show(f"{counts}, 95% intervals over groups", columns, rows, columns[1:])
     if found.weights:
         say("Weights: " + ", ".join(f"{name} {weight:.2f}" for name, weight in found.weights.items()) + ".")
     say(found.sentence)
@@ -140,7 +141,7 @@ def _groups(run: Path, json: bool) -> None:
         emit_json({"run": str(run), "groups": table.to_dict("records")})
         return
     rows = [
-        [r["group"], r["photos"], r["right"], number(r["accuracy"]), r["mistake"]]
+        [r["group"], r["photos"], r["right"], format_score(r["accuracy"]), r["mistake"]]
         for r in table.head(_SHOWN).to_dict("records")
     ]
     columns = ["group", "photos", "right", "accuracy", "commonest mistake"]

@@ -134,12 +134,6 @@ def join_names(items: Iterable[object], limit: int = 5) -> str:
     return head if len(texts) <= limit else f"{head} and {len(texts) - limit} more"
 
 
-def pluralize(number: int, noun: str) -> str:
-    """Format a count with its noun: `1 photo`, `1,500 photos`, `2 classes`."""
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    return f"{number:,} {noun if number == 1 else plural}"
-
-
 def one_line(error: object) -> str:
     """Type name and last message line of an exception from another library."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -15,6 +15,8 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from unfreeze.core.format import format_difference, format_estimate, format_score
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -127,11 +129,10 @@ def selection_sentence(selected: dict[str, Any]) -> str:
             corrected for the selection, `value` with or without an interval `low` to `high`).
     """
     estimate = selected["estimate"]
-    interval = f" (95% interval {estimate['low']:.3f} to {estimate['high']:.3f})" if "low" in estimate else ""
+    text = format_estimate(estimate) if "low" in estimate else format_score(estimate["value"])
     return (
         f"`unfreeze {selected['by']}` selected this run among {selected['among']:,} recipes by macro F1 on these "
-        f"images, so that its score is too optimistic. Corrected for the selection it is "
-        f"{estimate['value']:.3f}{interval}."
+        f"images, so that its score is too optimistic. Corrected for the selection it is {text}."
     )
 
 
@@ -168,8 +169,8 @@ def effect_sentence(found: dict[str, Any]) -> str:
     sure = "" if gain["low"] > 0 or gain["high"] < 0 else "; not significant"
     text = (
         f"{what}, by the labels as given: {before:.3f} without the corrections, {after:.3f} with those found without "
-        f"the scored fold ({found['applied']:.0f} of {found['corrections']:,}): {gain['value']:+.3f} "
-        f"(95% interval {gain['low']:+.3f} to {gain['high']:+.3f}{sure})."
+        f"the scored fold ({found['applied']:.0f} of {found['corrections']:,}): "
+        f"{format_estimate(gain, signed=True)} (95% interval{sure})."
     )
     if found["relabel"] or found["exclude"]:
         text += (
@@ -180,5 +181,5 @@ def effect_sentence(found: dict[str, Any]) -> str:
         return text
     return (
         f"{text} This run was not fitted again for that: its own scores are by models trained with all corrections, "
-        f"which in the probes raises macro F1 by {optimism['value']:+.3f} for reasons of selection alone."
+        f"which in the probes raises macro F1 by {format_difference(optimism['value'])} for reasons of selection alone."
     )

@@ -221,14 +221,14 @@ class Balance(Section):
     )
     loss: Literal["", "ce", "weighted", "focal", "logit-adjusted", "soft-f1"] = Field(
         default="",
-        description="ce is cross entropy without weights; '': weighted by the power .5 in a probe and what starts from "
-        "it, if nothing is sampled, else ce",
+        description="ce is cross entropy without weights; '': weighted by the power 0.5 in a probe and what starts "
+        "from it, if nothing is sampled, else ce",
     )
     class_weight_power: float = Field(
         default=-1.0,
         ge=-1,
         le=1,
-        description="power of the inverse class frequency in `weighted` and ''; -1: 1 in `weighted`, .5 in ''",
+        description="power of the inverse class frequency in `weighted` and ''; -1: 1 in `weighted`, 0.5 in ''",
     )
     extra_views: tuple[ExtraViews, ...] = Field(
         default=(),
@@ -287,7 +287,7 @@ class Train(Section):
     micro_batch: int = Field(
         default=0, ge=0, le=65_536, description="images per forward pass; 0: by the available memory"
     )
-    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="sgd has Nesterov's momentum of .9")
+    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="sgd has Nesterov's momentum of 0.9")
     lr: float = Field(default=0.0, ge=0, description="peak learning rate of the last stage; 0: by strategy")
     lr_scaling: Literal["auto", "on", "off"] = Field(
         default="auto", description="the learning rate of each tensor is `lr` times the root mean square of its values"

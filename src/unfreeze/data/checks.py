@@ -22,7 +22,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from unfreeze.core.dataset import Finding, ImageDataset
-from unfreeze.core.errors import join_names, pluralize
+from unfreeze.core.errors import join_names
+from unfreeze.core.format import pluralize
 from unfreeze.core.messages import option, setting, wording
 from unfreeze.core.names import look_alike, look_alikes, visible
 from unfreeze.core.progress import Reporter

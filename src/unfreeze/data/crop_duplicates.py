@@ -19,8 +19,8 @@ from unfreeze.core.parallel import map_threads
 Pairs = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
-# Minimum cosine similarity of the low-frequency vectors for a pair to be aligned. Cropping 3 % off every side leaves at
-# least .87 in 99 of 100 real images.
+# Minimum cosine similarity of the low-frequency vectors for a pair to be aligned. Cropping 3% off every side leaves at
+# least 0.87 in 99 of 100 real images.
 NEAR_COSINE = 0.86
 # Minimum share of one image's variance that the other explains after shift, scale, gain and offset. 97 in 100 planted
 # copies reach it, and 1 in 100 of the most similar other pairs (benchmarks/checking.py).

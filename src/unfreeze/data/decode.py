@@ -49,7 +49,7 @@ _OTHER_BYTES = 8
 _DEEP_BYTES = 13
 _ORIENTATION = 0x0112
 # libjpeg may reduce an image to no less than this multiple of the required size. With a smaller factor, features
-# deviate more from those of a full decode (mean cosine similarity .998 instead of .999), and ordinary images are not
+# deviate more from those of a full decode (mean cosine similarity 0.998 instead of 0.999), and ordinary images are not
 # decoded faster.
 _SPARE = 1.5
 _TURNED = (5, 6, 7, 8)

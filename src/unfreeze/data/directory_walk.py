@@ -17,8 +17,9 @@ from pathlib import Path
 import pandas as pd
 
 from unfreeze.core.dataset import Finding, Severity
-from unfreeze.core.errors import SourceError, pluralize
+from unfreeze.core.errors import SourceError
 from unfreeze.core.files import is_valid_utf8
+from unfreeze.core.format import pluralize
 from unfreeze.data.image_formats import DECODABLE_SUFFIXES, HEAD_BYTES, SUFFIXES, format_of, is_bitmap, suffix_of
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")

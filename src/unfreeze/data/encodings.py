@@ -36,7 +36,7 @@ _NO_LATIN_WORD = re.compile(rf"(?:(?![A-Za-z])[{_LATIN_LETTER}]){{3}}|[a-z][{_LA
 
 
 def _is_korean(text: str, parts: set[str]) -> bool:
-    """Whether the text is Hangul and at least 90 % of it are the 2,350 common syllables of EUC-KR."""
+    """Whether the text is Hangul and at least 90% of it are the 2,350 common syllables of EUC-KR."""
     syllables = _HANGUL.findall(text)
     if not syllables or not all(map(_KOREAN.fullmatch, parts)):
         return False

@@ -125,8 +125,8 @@ def find_detector(name: str) -> DetectorEntry:
 class RetinaFace:
     """RetinaFace from an ONNX model, run by OpenVINO in float32 so that boxes are the same on every processor.
 
-    Images are resized to a long side of 320 pixels and padded to a square. Boxes with a score of at least .5 are kept,
-    filtered by non-maximum suppression with an IoU threshold of .4. Boxes whose longer side is below 15 % of the
+    Images are resized to a long side of 320 pixels and padded to a square. Boxes with a score of at least 0.5 are kept,
+    filtered by non-maximum suppression with an IoU threshold of .4. Boxes whose longer side is below 15% of the
     image's longer side are dropped.
 
     Args:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from unfreeze.core.dataset import ImageDataset
 from unfreeze.core.errors import sanitize
+from unfreeze.core.format import format_percent
 from unfreeze.core.messages import Brief
 from unfreeze.core.progress import Reporter
 from unfreeze.data.decode import MAX_PIXELS
@@ -48,7 +49,7 @@ class FaceStats(Brief):
             - `label`;
             - `photos`: number of searched images;
             - `without`: number of images without a face;
-            - `share`: `without / photos`, with the 95 % confidence interval `low` to `high`;
+            - `share`: `without / photos`, with the 95% confidence interval `low` to `high`;
             - `several`: number of images with more than one face;
             - `area_q25`, `area_median`, `area_q75`, `side_q25`, `side_median`, `side_q75`: quartiles;
             - `x_mean`, `x_sd`, `y_mean`, `y_sd`: mean and standard deviation of the center.
@@ -72,14 +73,15 @@ class FaceStats(Brief):
             return "No photo could be searched for faces."
         text = (
             f"No face was found in {total['without']:,} of {total['photos']:,} photos "
-            f"({_percent(total['share'])}, 95 % interval {_percent(total['low'])} to {_percent(total['high'])})"
+            f"({format_percent(total['share'], 1)}, 95% interval "
+            f"[{format_percent(total['low'], 1)}, {format_percent(total['high'], 1)}])"
         )
         seen = self.classes[self.classes["photos"] > 0].sort_values("share", kind="stable")
         if len(seen) > 1 and total["without"]:
             most, least = seen.iloc[-1], seen.iloc[0]
             text += (
-                f": most often in '{sanitize(most['label'])}' ({_percent(most['share'])}), least in "
-                f"'{sanitize(least['label'])}' ({_percent(least['share'])})"
+                f": most often in '{sanitize(most['label'])}' ({format_percent(most['share'], 1)}), least in "
+                f"'{sanitize(least['label'])}' ({format_percent(least['share'], 1)})"
             )
             text += ", and their intervals do not overlap" if most["low"] > least["high"] else ""
         return text + "."
@@ -172,7 +174,7 @@ def heat_map(boxes: NDArray[np.float64], cells: int = CELLS) -> NDArray[np.float
 
 
 def clustered_proportion_ci(hits: NDArray[np.bool_], units: NDArray[Any]) -> tuple[float, float, float]:
-    """Proportion and its 95 % confidence interval for clustered observations.
+    """Proportion and its 95% confidence interval for clustered observations.
 
     The interval is the Wilson score interval with n divided by the design effect of the groups (at least 1), since
     several images of one person carry less information than images of different people. If all hits are equal or there
@@ -256,7 +258,3 @@ def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows as dictionaries with None for NaN."""
     rows = table.astype(object).where(table.notna(), None).to_dict("records")
     return [{str(name): value for name, value in row.items()} for row in rows]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from unfreeze.core.dataset import Finding
-from unfreeze.core.errors import SourceError, join_names, pluralize
+from unfreeze.core.errors import SourceError, join_names
+from unfreeze.core.format import pluralize
 from unfreeze.core.messages import option
 from unfreeze.core.names import nfc, on_disk
 from unfreeze.core.recipe_schema import Source

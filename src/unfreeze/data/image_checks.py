@@ -15,7 +15,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from unfreeze.core.dataset import Finding, ImageDataset
-from unfreeze.core.errors import join_names, pluralize
+from unfreeze.core.errors import join_names
+from unfreeze.core.format import pluralize
 from unfreeze.data.check_registry import register
 from unfreeze.data.image_formats import FORMATS, refusal, unread_format
 from unfreeze.data.scan import MEASURES, ImageScan
@@ -105,7 +106,7 @@ def outliers(table: pd.DataFrame, name: str) -> tuple[NDArray[np.int64], NDArray
 
     Returns:
         Rows with a robust z-score of at most -OUTLIER and of at least OUTLIER, int64 each, the most extreme first. A
-        side with more than 5 % of the images is empty.
+        side with more than 5% of the images is empty.
     """
     z = np.nan_to_num(robust_z(table[name].to_numpy(float), MEASURES[name].logarithmic))
     low, high = (

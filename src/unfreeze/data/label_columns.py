@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 from unfreeze.core.dataset import Finding
-from unfreeze.core.errors import SourceError, join_names, pluralize
+from unfreeze.core.errors import SourceError, join_names
+from unfreeze.core.format import pluralize
 from unfreeze.core.messages import option
 from unfreeze.data.text_table import TextTable
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from unfreeze.core.dataset import Finding
-from unfreeze.core.errors import SourceError, join_names, pluralize
+from unfreeze.core.errors import SourceError, join_names
+from unfreeze.core.format import pluralize
 from unfreeze.core.messages import from_command_line, option, wording
 from unfreeze.core.names import nfc
 from unfreeze.data.layout_tree import (

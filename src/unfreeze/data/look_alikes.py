@@ -123,7 +123,7 @@ class _Labels:
     def independent(self, pairs: Pairs) -> bool:
         """Whether the label disagreement is consistent with independent labels and too high for copies.
 
-        Both are binomial tests at the 1 % level. A disagreement above the chance rate is not independence: it occurs if
+        Both are binomial tests at the 1% level. A disagreement above the chance rate is not independence: it occurs if
         the same image was placed in several class folders.
         """
         from scipy.special import bdtrc
@@ -145,7 +145,7 @@ def screened(
 ) -> tuple[Pairs, list[LookAlikes]]:
     """Keep the near-duplicate pairs that are closer than two images of the data set are by chance.
 
-    A connected group is screened if it has more than 5 % of the usable images and at least 12 images. The pairs outside
+    A connected group is screened if it has more than 5% of the usable images and at least 12 images. The pairs outside
     of these groups are screened together if their labels disagree as often as by chance. All other pairs are kept.
 
     Large groups are extended by random pairs that pass the absolute test. Up to 20,000 random pairs within the group
@@ -163,12 +163,12 @@ def screened(
     most a quarter of the chance rate. If labels still disagree as often as by chance after the test, no pair of the
     group is kept. Without labels, the distance test is the same.
 
-    Groups that still exceed 5 % are cut where they are only chained together (Everitt et al. 2011, on single linkage):
+    Groups that still exceed 5% are cut where they are only chained together (Everitt et al. 2011, on single linkage):
     images are compared with a leader, the image with the most near pairs, and each new group consists of the images
     near one leader.
 
     Measured with benchmarks/look_alikes.py on nine synthetic sets of 300 images with 200 copies: the absolute test
-    alone joined 13 to 100 % of the images to one group. With screening, the largest group has 4 % (4.7 % in the sets
+    alone joined 13 to 100% of the images to one group. With screening, the largest group has 4% (4.7% in the sets
     without copies), and 359 of the 360 resized and re-encoded copies are found.
 
     Args:

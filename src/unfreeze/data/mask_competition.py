@@ -13,7 +13,8 @@ from pathlib import Path
 import pandas as pd
 
 from unfreeze.core.dataset import Finding
-from unfreeze.core.errors import SourceError, join_names, pluralize
+from unfreeze.core.errors import SourceError, join_names
+from unfreeze.core.format import pluralize
 from unfreeze.core.names import nfc
 from unfreeze.core.recipe_schema import Source
 from unfreeze.data.directory_walk import ParsedSource, scan_folder, skipped

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfreeze.core.cache import ArrayStore, cache_root, content_hash, stable_hash
-from unfreeze.core.errors import PhotoError, StorageError, pluralize
+from unfreeze.core.errors import PhotoError, StorageError
+from unfreeze.core.format import pluralize
 from unfreeze.core.parallel import map_threads
 from unfreeze.core.progress import Reporter
 from unfreeze.data.decode import DECODER, MAX_PIXELS, Box, load_crop, read_bytes

@@ -15,7 +15,8 @@ from pathlib import Path
 import pandas as pd
 
 from unfreeze.core.dataset import Finding
-from unfreeze.core.errors import SourceError, did_you_mean, join_names, pluralize
+from unfreeze.core.errors import SourceError, did_you_mean, join_names
+from unfreeze.core.format import pluralize
 from unfreeze.core.messages import option
 from unfreeze.core.recipe_schema import Source
 from unfreeze.data.directory_walk import FolderContents, ParsedSource, scan_folder, skipped

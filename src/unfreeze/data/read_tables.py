@@ -13,8 +13,9 @@ from pathlib import Path
 import pandas as pd
 
 from unfreeze.core.dataset import PHOTO_COLUMNS, Finding
-from unfreeze.core.errors import SourceError, join_names, pluralize
+from unfreeze.core.errors import SourceError, join_names
 from unfreeze.core.files import unescape_formula
+from unfreeze.core.format import pluralize
 from unfreeze.core.messages import from_command_line, option
 from unfreeze.core.names import on_disk
 from unfreeze.core.recipe_schema import Source

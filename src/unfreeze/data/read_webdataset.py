@@ -18,8 +18,9 @@ from typing import Any
 import pandas as pd
 
 from unfreeze.core.dataset import Finding
-from unfreeze.core.errors import SourceError, join_names, pluralize
+from unfreeze.core.errors import SourceError, join_names
 from unfreeze.core.files import is_valid_utf8
+from unfreeze.core.format import pluralize
 from unfreeze.core.messages import option
 from unfreeze.core.names import nfc
 from unfreeze.core.recipe_schema import Source

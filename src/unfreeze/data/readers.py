@@ -18,7 +18,8 @@ from typing import Any, TypedDict, Unpack
 import pandas as pd
 
 from unfreeze.core.dataset import Finding, ImageDataset
-from unfreeze.core.errors import ArgumentTypeError, SourceError, did_you_mean, join_names, pluralize, wrong_type
+from unfreeze.core.errors import ArgumentTypeError, SourceError, did_you_mean, join_names, wrong_type
+from unfreeze.core.format import pluralize
 from unfreeze.core.messages import option
 from unfreeze.core.names import as_number, look_alike, nfc, on_disk, visible
 from unfreeze.core.recipe import Recipe, checked_recipe

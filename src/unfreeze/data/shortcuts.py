@@ -94,7 +94,7 @@ def shortcuts(photos: ImageDataset, looks: ImageScan, seed: int = 0) -> list[Sho
 
     For the test, the labels are permuted over groups 199 times and everything is refitted. The maximum standardized
     accuracy over the properties gives p-values that hold for all properties simultaneously (maxT of Westfall & Young
-    1993). The interval is the accuracy plus or minus the 95 % quantile of that maximum, times a standard deviation: the
+    1993). The interval is the accuracy plus or minus the 95% quantile of that maximum, times a standard deviation: the
     larger of the one over permutations and the one over 200 bootstrap samples of groups. The bootstrap alone is too
     narrow, because the training parts of all folds share one chance association (Bengio & Grandvalet 2004).
 
@@ -163,7 +163,7 @@ def _shortcuts(photos: ImageDataset, looks: ImageScan) -> list[Finding]:
             "shortcuts",
             s.severity,
             f"{s.title} alone predicts the class better than chance: balanced accuracy {s.accuracy:.2f} "
-            f"({s.low:.2f} to {s.high:.2f}) out of fold, chance {s.chance:.2f}",
+            f"[{s.low:.2f}, {s.high:.2f}] out of fold, chance {s.chance:.2f}",
             "check whether new images will differ in it the same way; if not, make it equal between the classes "
             "(same camera, crop, encoder) or augment it away",
         )

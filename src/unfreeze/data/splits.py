@@ -17,7 +17,7 @@ from unfreeze.core.messages import setting
 
 # Standard deviation of the noise on the log group size, by which groups are ordered. In five simulated sets, pairs of
 # the 20 largest groups share a fold about as often as by chance (0.21 to 0.27 of the seeds, chance 0.19; 0.24 to 1.00
-# without noise), and the largest fold stays within 1 % of the mean.
+# without noise), and the largest fold stays within 1% of the mean.
 _JITTER = 0.25
 _ORDERS = 8
 

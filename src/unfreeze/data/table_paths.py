@@ -17,8 +17,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unfreeze.core.errors import SourceError, join_names, pluralize
+from unfreeze.core.errors import SourceError, join_names
 from unfreeze.core.files import unescape_formula
+from unfreeze.core.format import pluralize
 from unfreeze.core.messages import from_command_line, option
 from unfreeze.data.directory_walk import is_image_name
 from unfreeze.data.file_lookup import FileLookup, as_absolute, existing, is_absolute, is_file, with_slashes

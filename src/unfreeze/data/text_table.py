@@ -15,8 +15,9 @@ import pandas as pd
 from pyarrow.parquet import read_metadata
 
 from unfreeze.core.dataset import read_parquet
-from unfreeze.core.errors import SourceError, did_you_mean, join_names, pluralize
+from unfreeze.core.errors import SourceError, did_you_mean, join_names
 from unfreeze.core.files import is_valid_utf8, unescape_formula
+from unfreeze.core.format import pluralize
 from unfreeze.core.names import nfc, number_names
 from unfreeze.core.recipe_schema import Source
 from unfreeze.data.directory_walk import is_image_name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unfreeze.core.format import score
+from unfreeze.core.format import format_difference, format_score
 from unfreeze.explanation.heatmap import HeatMap
 
 
@@ -91,9 +91,9 @@ def strongest(maps: Sequence[HeatMap]) -> str:
 
 
 def format_margin(heat: HeatMap) -> str:
-    """Format the margin as `+1.23 logits` or `.42 of probability`; empty if the method has none."""
+    """Format the margin as `+1.23 logits` or `0.42 of probability`; empty if the method has none."""
     if heat.margin != heat.margin:
         return ""
     if heat.unit == "probability":
-        return f"{score(heat.margin, 2)} of probability"
-    return f"{heat.margin:+.2f}".replace("-", "\N{MINUS SIGN}") + " logits"
+        return f"{format_score(heat.margin, 2)} of probability"
+    return f"{format_difference(heat.margin, 2)} logits"

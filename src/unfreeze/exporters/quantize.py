@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfreeze.core.errors import EngineError, SourceError
+from unfreeze.core.format import format_interval
 from unfreeze.core.messages import option
 from unfreeze.core.progress import Reporter
 from unfreeze.core.runs import Run
@@ -41,7 +42,7 @@ class Judged:
     Attributes:
         f32: Out-of-fold macro F1 in float32.
         int8: Out-of-fold macro F1 in int8.
-        difference: int8 minus float32, with a 95 % interval over groups.
+        difference: int8 minus float32, with a 95% interval over groups.
         same: Share of images with the same predicted class.
         photos: Number of images.
         groups: Number of groups.
@@ -64,11 +65,11 @@ class Judged:
         return -100 * self.difference["value"]
 
     def describe(self) -> str:
-        """Summary: `costs 0.21 points of macro F1 (95 % -0.30 to 0.74; .815 to .813 on 420 out-of-fold photos)`."""
-        low, high = -100 * self.difference["high"], -100 * self.difference["low"]
+        """Summary: `costs 0.21 points of macro F1 (95% interval [-0.30, +0.74]; 0.815 to 0.813 on 420 images)`."""
+        ends = {"low": -100 * self.difference["high"], "high": -100 * self.difference["low"]}
         return (
-            f"costs {self.points:.2f} points of macro F1 (95 % {low:.2f} to {high:.2f}; {self.f32:.3f} to "
-            f"{self.int8:.3f} on {self.photos:,} out-of-fold photos)"
+            f"costs {self.points:.2f} points of macro F1 (95% interval {format_interval(ends, 2, signed=True)}; "
+            f"{self.f32:.3f} to {self.int8:.3f} on {self.photos:,} out-of-fold photos)"
         )
 
     def described(self) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class Augment:
         colour: Brightness, contrast and saturation are each multiplied by a factor in [1 - colour, 1 + colour].
         randaugment: Whether to apply two more operations out of 14 (RandAugment, arXiv 1909.13719), with a magnitude of
             up to 9 out of 30.
-        erase: Probability that a rectangle of 2 to 20 % of the area is filled with the mean of the image (random
+        erase: Probability that a rectangle of 2 to 20% of the area is filled with the mean of the image (random
             erasing, arXiv 1708.04896).
     """
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfreeze.core.dataset import probability_columns
+from unfreeze.core.format import format_percent
 from unfreeze.inference.ensemble import Ensemble
 from unfreeze.inference.predictor import Classifier
 from unfreeze.metrics.bootstrap import bootstrap_group_sums, group_ids, interval
@@ -37,8 +38,8 @@ class ConfidenceBin:
         low: Lowest top probability of the bin.
         high: Highest top probability of the bin.
         right: Share of correct predictions.
-        least: Lower end of its 95 % interval over groups.
-        most: Upper end of its 95 % interval over groups.
+        least: Lower end of its 95% interval over groups.
+        most: Upper end of its 95% interval over groups.
         of: Number of images.
         word: Verbal rating of the lower end of the interval.
         text: Description of the share, as part of a sentence.
@@ -54,7 +55,7 @@ class ConfidenceBin:
     text: str
 
     def describe(self) -> str:
-        """Description, for example `of 412 images with a similar probability, 87 % were correct`."""
+        """Description, for example `of 412 images with a similar probability, 87% were correct`."""
         return self.text
 
 
@@ -107,7 +108,7 @@ class ConfidenceTable:
             which = (
                 f"of {len(rows):,} images with a similar probability" if count > 1 else f"of all {len(rows):,} images"
             )
-            text = f"{which}, {_per_cent(share['value'])} were correct"
+            text = f"{which}, {format_percent(share['value'])} were correct"
             right_share, least, most = share["value"], share["low"], share["high"]
             if right_share == 1:  # the bootstrap has no variance here: Clopper-Pearson bound with one trial per group
                 least = float(0.025 ** (1 / len(np.unique(member[rows]))))
@@ -128,7 +129,9 @@ class ConfidenceTable:
         found = next((step for step in self.steps if probability <= step.high), last)
         assert found.right is not None
         if probability > last.high:
-            text = f"of the {found.of:,} images with the highest probability, {_per_cent(found.right)} were correct"
+            text = (
+                f"of the {found.of:,} images with the highest probability, {format_percent(found.right)} were correct"
+            )
             found = replace(found, text=f"no out-of-fold prediction had a probability this high; {text}")
         if len(self.steps) == 1:
             found = replace(found, word=_word(min(found.least or 0.0, probability)))
@@ -137,7 +140,3 @@ class ConfidenceTable:
 
 def _word(share: float) -> str:
     return next(word for least, word in _WORDS if share >= least)
-
-
-def _per_cent(share: float) -> str:
-    return f"{100 * share:.0f} %"

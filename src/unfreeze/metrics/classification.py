@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfreeze.core.arrays import F64
+from unfreeze.core.format import Interval
 from unfreeze.metrics.bootstrap import bootstrap_group_sums, group_ids
-from unfreeze.metrics.intervals import RATES, TRAINING_VARIANCE, Estimates, Interval
+from unfreeze.metrics.intervals import RATES, TRAINING_VARIANCE, Estimates
 from unfreeze.metrics.log_loss import clipped, log_losses
 
 BINS = 10
@@ -59,7 +60,7 @@ def calibration_error(
 ) -> dict[str, float]:
     """Bias-corrected expected calibration error with an interval.
 
-    Even perfectly calibrated probabilities have an observed error above 0, about .04 for 400 images, and a percentile
+    Even perfectly calibrated probabilities have an observed error above 0, about 0.04 for 400 images, and a percentile
     interval of resampled errors is biased twice (Kumar, Liang & Ma 2019; Roelofs et al. 2022). Here the true gaps of
     the bins are modeled as the observed ones times a scale, and the resampled deviations are added. The interval
     contains the scales under which an error as large as the observed one is neither too rare nor too frequent (test
@@ -223,7 +224,7 @@ def relative_reduction(tallies: Sequence[Tally], folds: int) -> dict[str, float]
     training images, and that an average of models that leave out one part each is as good as one model trained on all
     parts. Then averaging K models gains 1/(1 - 1/K) - 1 in units of that error. The models measured here leave out two
     of K folds and gain 1/(1 - 2/K) - 1/(1 - 1/K). The measured gain is multiplied by the ratio of the two, which is .6
-    for five folds. In the draws of docs/method.md the actual ratio was .8 to 1.1; the difference is left to the
+    for five folds. In the draws of docs/method.md the actual ratio was 0.8 to 1.1; the difference is left to the
     training variance, since the measurement is noisy.
 
     Args:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfreeze.core.arrays import F64
+from unfreeze.core.format import Interval
 from unfreeze.metrics.bootstrap import bootstrap_confusions, group_ids, interval
 from unfreeze.metrics.classification import confusion_matrix, macro_f1, precision_recall_f1
 from unfreeze.metrics.intervals import TRAINING_VARIANCE, Estimates
@@ -58,7 +59,7 @@ class Exchanges:
 
 
 @dataclass(frozen=True)
-class Interval:
+class Differences:
     """Differences and the ends of their intervals.
 
     Attributes:
@@ -160,7 +161,7 @@ def exchange(
     return Exchanges(values, exchanged, even * figure, concentration, one)
 
 
-def simultaneous(families: Sequence[Exchanges], level: float = 0.95) -> list[Interval]:
+def simultaneous(families: Sequence[Exchanges], level: float = 0.95) -> list[Differences]:
     """Simultaneous intervals for all differences of all families.
 
     If two predictions are equally good, exchanging them in some of the groups changes the difference only by chance
@@ -191,7 +192,7 @@ def simultaneous(families: Sequence[Exchanges], level: float = 0.95) -> list[Int
     return [_inverted(one, q) for one in families]
 
 
-def _inverted(found: Exchanges, q: float) -> Interval:
+def _inverted(found: Exchanges, q: float) -> Differences:
     """All d with (D - d)^2 <= q^2 E[(D* - d W*)^2], where W* is `even`: the range between the roots of a parabola."""
     value, square = found.values, found.spread**2 + found.one_image**2
     half = q * np.sqrt(square)
@@ -201,7 +202,7 @@ def _inverted(found: Exchanges, q: float) -> Interval:
     under = middle**2 - leading * (value**2 - q**2 * square)
     ends = (leading > 0.1) & (under >= 0)
     centre, root = middle / np.where(ends, leading, 1), np.sqrt(np.maximum(under, 0)) / np.where(ends, leading, 1)
-    return Interval(value, np.where(ends, centre - root, low), np.where(ends, centre + root, high))
+    return Differences(value, np.where(ends, centre - root, low), np.where(ends, centre + root, high))
 
 
 def _shares(truth: NDArray[np.integer], member: NDArray[np.int64], count: int, by_class: bool) -> Any:
@@ -253,7 +254,6 @@ def _signs(count: int, starts: Sequence[int], seed: int) -> Iterator[F64]:
 Confusions = NDArray[np.float64]
 # Name -> function from (..., C, C) confusion matrices to (...) scores.
 Metrics = Mapping[str, Callable[[Confusions], NDArray[np.float64]]]
-Figure = dict[str, float]
 
 
 def mean_recall(classes: list[int]) -> Callable[[Confusions], NDArray[np.float64]]:
@@ -336,7 +336,7 @@ def simultaneous_differences(
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
-) -> dict[str, dict[str, dict[str, Figure]]]:
+) -> dict[str, dict[str, dict[str, Interval]]]:
     """Scores of each prediction and differences to `base`.
 
     The intervals of the differences are one family over all `others` and all `metrics` (see `simultaneous`): the
@@ -382,8 +382,8 @@ def score_intervals(
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
-) -> dict[str, dict[str, Figure]]:
-    """Interval of each metric for each prediction.
+) -> dict[str, dict[str, Interval]]:
+    """Differences of each metric for each prediction.
 
     Accuracy and macro F1 have the intervals of `classification.score_predictions`, so that a run shows the same
     interval in every comparison. Other metrics have percentile intervals of the cluster bootstrap (Davison & Hinkley
@@ -402,7 +402,7 @@ def score_intervals(
     Returns:
         Prediction -> metric -> {"value", "low", "high"}.
     """
-    found: dict[str, dict[str, Figure]] = {name: {} for name in predictions}
+    found: dict[str, dict[str, Interval]] = {name: {} for name in predictions}
     member, losses = group_ids(groups)[0], np.zeros(len(truth))
     for name, predicted in predictions.items():
         of = Estimates.of(truth, predicted, losses, member, classes, level, TRAINING_VARIANCE)

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from unfreeze.core.arrays import F64
+from unfreeze.core.format import Interval
 from unfreeze.metrics.bootstrap import effective_number
 
-Interval = dict[str, float]
-
 # Both an out-of-fold score and the score of the delivered model depend on the training images, which adds to their
-# difference. In draws of training sets from four real and three generated data sets this adds about .56 times the
+# difference. In draws of training sets from four real and three generated data sets this adds about 0.56 times the
 # variance that the score would have if every image were its own group (docs/method.md, benchmarks/coverage.py).
 TRAINING_VARIANCE = 0.56
 # Intervals are reported as approximate with fewer groups of a class, or a smaller effective number of groups, than
@@ -32,6 +31,20 @@ FEW_GROUPS = 10
 # approximate.
 _LEAST_FREEDOM = 3.0
 RATES = ("precision", "recall", "f1")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Point estimate with its 95% confidence interval, computed by the functions of `metrics`."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def significant(self) -> bool:
+        """For a difference: whether the interval excludes 0."""
+        return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from unfreeze.core.arrays import Proba, Rows
+from unfreeze.core.format import format_probability
 
 SUSPECT_COLUMNS = ("path", "label", "suggested", "score", "reason")
 CONSTANT = 0.9  # minimum fraction of consistent groups for an attribute to be constant within groups
@@ -369,7 +370,7 @@ def _reason(d: LabelEvidence, i: int, groups: _Mates) -> str:
     if d.dissent[i]:
         say = int((a.given[mates] == d.suggested[i]).sum())
         return f"{what}{say} of the {len(mates) - 1} other photos of its group say {other}, this one {named}"
-    prediction = f"{other} at {_percent(d.other[i])}, {named} at {_percent(d.own[i])}"
+    prediction = f"{other} at {format_probability(d.other[i])}, {named} at {format_probability(d.own[i])}"
     if d.by_group and len(mates) > 1:
         return f"{what}all {len(mates)} photos of its group together look like {prediction}"
     return f"{what}out-of-fold models predict {prediction}"
@@ -393,7 +394,3 @@ def _both_ways(pairs: Rows) -> list[tuple[int, int]]:
 
 def _sigmoid(odds: NDArray[np.float64]) -> NDArray[np.float64]:
     return 1 / (1 + np.exp(-np.clip(odds, -40, 40)))
-
-
-def _percent(value: float) -> str:
-    return "over 99 %" if value >= 0.995 else "under 1 %" if value < 0.005 else f"{100 * value:.0f} %"

@@ -59,7 +59,7 @@ def adjust_to_priors(proba: F64, priors: F64, new: F64) -> F64:
 class ExpectedScore:
     """Expected score on unlabeled images.
 
-    Figures are {"value", "low", "high"} with 95 % intervals over the groups of both sets.
+    Figures are {"value", "low", "high"} with 95% intervals over the groups of both sets.
 
     Attributes:
         training: float64 (C,), class priors of the training images.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from unfreeze.core.arrays import F64
 from unfreeze.metrics.intervals import quantile
 
-# Candidate exponents. Hestness et al. 2017 (arXiv 1712.00409) find .07 to .5 for tasks that are learned at all.
+# Candidate exponents. Hestness et al. 2017 (arXiv 1712.00409) find 0.07 to 0.5 for tasks that are learned at all.
 # Exponents above 1 are due to noise in a few points: on real data sets they make the predicted gain too small.
 EXPONENTS = np.geomspace(0.05, 1.0, 140)
 # Minimum number of points for an interval; the law has three parameters.
@@ -50,7 +50,7 @@ def fit_power_law(
 ) -> PowerLaw:
     """Fit a power law by weighted least squares.
 
-    The exponent c is the best of EXPONENTS (.05 to 1); for each candidate, a and b are the exact solution with a, b >=
+    The exponent c is the best of EXPONENTS (0.05 to 1); for each candidate, a and b are the exact solution with a, b >=
     0. With fewer than three different n, the exponent is not identified and is set to .5.
 
     Args:
@@ -94,7 +94,7 @@ def fit_power_laws(n: F64, errors: F64, weight: F64) -> tuple[F64, F64, F64]:
     return a[rows, best], b[rows, best] * top**c, c
 
 
-Figure = tuple[float, float | None, float | None]
+Ends = tuple[float, float | None, float | None]
 """A value and the ends of its interval, or None without an interval."""
 
 
@@ -110,8 +110,8 @@ class Extrapolation:
     """
 
     law: PowerLaw
-    error: dict[float, Figure]
-    saved: dict[float, Figure]
+    error: dict[float, Ends]
+    saved: dict[float, Ends]
 
 
 def extrapolate(
@@ -164,12 +164,12 @@ def extrapolate(
         # The gain may differ by a factor in either direction, so its interval is asymmetric.
         more, less = step[0] * np.expm1(doubt), -step[0] * np.expm1(-doubt)
         one, other = (tail * float(np.std(values[1:], ddof=1)) for values in (there + shared, step))
-        error[factor] = _figure(there[0], np.hypot(one, more), np.hypot(one, less), len(n), 1.0)
-        saved[factor] = _figure(step[0], np.hypot(other, less), np.hypot(other, more), len(n), float(middle[-1]))
+        error[factor] = _ends(there[0], np.hypot(one, more), np.hypot(one, less), len(n), 1.0)
+        saved[factor] = _ends(step[0], np.hypot(other, less), np.hypot(other, more), len(n), float(middle[-1]))
     return Extrapolation(PowerLaw(float(a[0]), float(b[0]), float(c[0])), error, saved)
 
 
-def _figure(value: float, down: float, up: float, points: int, most: float) -> Figure:
+def _ends(value: float, down: float, up: float, points: int, most: float) -> Ends:
     """Value with its interval, clipped to 0..`most`; no interval with fewer than LEAST_SIZES points."""
     if points < LEAST_SIZES:
         return float(value), None, None

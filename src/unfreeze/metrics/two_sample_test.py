@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 FOLDS = 5
 _DIMENSIONS = 128
-_STRENGTH = 1.0  # inverse penalty for rows of mean squared norm 1; best of .1 to 30 at separating clothing
+_STRENGTH = 1.0  # inverse penalty for rows of mean squared norm 1; best of 0.1 to 30 at separating clothing
 _STEPS = 12
 # Penalty of the ridge regression in the permutation test: that of the logistic regression at even odds.
 _RIDGE = 4 / _STRENGTH
@@ -29,8 +29,8 @@ class TwoSampleResult:
     """Result of `classifier_two_sample_test`.
 
     Attributes:
-        auc: Probability that an image of the second set has a higher score than one of the first; .5 means inseparable.
-        low: Lower end of the 95 % interval over groups.
+        auc: Probability that an image of the second set scores higher than one of the first; 0.5 means inseparable.
+        low: Lower end of the 95% interval over groups.
         high: Upper end of the interval.
         p_value: One-sided p-value of the permutation test of equal distributions.
         first: float64 (n_a,), out-of-fold probability of the second set, for each row of the first.

@@ -100,8 +100,8 @@ NUMBERED = Pattern(
     r"(?:stages|dense_stages|layers|blocks|layer)\.?(\d+)\.",
 )
 
-# Auxiliary heads: module -> weight of its loss. Inception-v3: .4, as in torchvision's reference training and TF-Slim
-# (the head was introduced in arXiv 1512.00567); GoogLeNet: .3 (arXiv 1409.4842, section 5).
+# Auxiliary heads: module -> weight of its loss. Inception-v3: 0.4, as in torchvision's reference training and TF-Slim
+# (the head was introduced in arXiv 1512.00567); GoogLeNet: 0.3 (arXiv 1409.4842, section 5).
 AUXILIARY = {"AuxLogits": 0.4, "aux1": 0.3, "aux2": 0.3}
 # Networks that can be built with auxiliary heads.
 WITH_AUXILIARY = {"torchvision/inception_v3", "torchvision/googlenet", "timm/inception_v3"}

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unfreeze.analysis.aligned_runs import counted_groups
 from unfreeze.core.files import atomic_write
-from unfreeze.core.format import Interval, clipped, number, score, seconds
+from unfreeze.core.format import clipped, format_difference, format_score, format_seconds, pluralize
 from unfreeze.reports.html import stylesheet, templates
 from unfreeze.reports.run_report import no_break
 from unfreeze.reports.svg import difference_rows, interval_bar
 
 if TYPE_CHECKING:
-    from unfreeze.analysis.aligned_runs import Figure
     from unfreeze.analysis.compare import ComparedRun, Comparison
 
 # Maximum number of recipe changes listed per run; all of them are in the run's recipe.toml.
@@ -47,7 +47,7 @@ def render(found: Comparison, command: str = "") -> str:
     best = found.named(found.best)
     significant = [one.name for one in found.classes if one.difference.significant]
     # The count of significant differences is the headline; the rest is a separate paragraph.
-    finding, *further = re.split(r"(?<=\.) (?=\d+ of|All differences|Highest macro F1)", _typeset(found.sentence))
+    finding, *further = re.split(r"(?<=\.) (?=\d+ of|All differences|Highest macro F1)", found.sentence)
     return (
         templates(glued=no_break)
         .get_template("compare.html")
@@ -58,17 +58,17 @@ def render(found: Comparison, command: str = "") -> str:
             groups=counted_groups(found.groups, found.effective_groups),
             finding=finding,
             further=further,
-            counted=f"{number(found.photos, 'photo')} in {counted_groups(found.groups, found.effective_groups)}"
-            + (f", {number(found.folds, 'fold')}" if found.folds else ""),
-            plot=difference_rows("differences", base.name, [(one.name, _interval(one.difference)) for one in others]),
+            counted=f"{pluralize(found.photos, 'photo')} in {counted_groups(found.groups, found.effective_groups)}"
+            + (f", {pluralize(found.folds, 'fold')}" if found.folds else ""),
+            plot=difference_rows("differences", base.name, [(one.name, asdict(one.difference)) for one in others]),
             rows=[_row(one, base, found.folds) for one in found.contenders],
-            sentences=[_typeset(one.sentence) for one in others] if len(others) > 1 else [],
+            sentences=[one.sentence for one in others] if len(others) > 1 else [],
             best=best,
             class_finding=_class_finding(best.name, base.name, significant, len(found.classes)),
             class_plot=difference_rows(
                 "classes",
                 base.name,
-                [(one.name, _interval(one.difference)) for one in _ordered(found)],
+                [(one.name, asdict(one.difference)) for one in _ordered(found)],
                 f"{best.name}: F1",
             ),
             classes=_ordered(found),
@@ -85,15 +85,15 @@ def _row(one: ComparedRun, base: ComparedRun, folds: int | None) -> dict[str, An
         "name": one.name,
         "run": one.run,
         "first": one is base,
-        "macro_f1": _interval(one.macro_f1),
-        "bar": interval_bar(_interval(one.macro_f1)),
+        "macro_f1": asdict(one.macro_f1),
+        "bar": interval_bar(asdict(one.macro_f1)),
         "difference": "" if one is base else _points(d.value),
-        "between": "" if one is base else f"{_points(d.low)} to {_points(d.high)}",
+        "between": "" if one is base else f"[{_points(d.low)}, {_points(d.high)}]",
         "significant": d.significant,
         "wins": "" if one is base or folds is None else f"{one.wins} of {folds}",
-        "accuracy": score(one.accuracy.value),
-        "log_loss": f"{one.log_loss:.3f}",
-        "seconds": "" if math.isnan(one.seconds) else seconds(one.seconds),
+        "accuracy": format_score(one.accuracy.value),
+        "log_loss": format_score(one.log_loss),
+        "seconds": "" if math.isnan(one.seconds) else format_seconds(one.seconds),
     }
 
 
@@ -104,9 +104,9 @@ def _ordered(found: Comparison) -> list[Any]:
 
 def _class_finding(best: str, base: str, significant: list[str], count: int) -> str:
     if not significant:
-        return f"{best} differs significantly from {base} in none of {number(count, 'class', 'classes')}."
+        return f"{best} differs significantly from {base} in none of {pluralize(count, 'class', 'classes')}."
     names = ", ".join(significant[:4]) + (f" and {len(significant) - 4} more" if len(significant) > 4 else "")
-    of = f"{len(significant)} of {number(count, 'class', 'classes')}"
+    of = f"{len(significant)} of {pluralize(count, 'class', 'classes')}"
     return f"{best} differs significantly from {base} in {of}: {names}."
 
 
@@ -117,14 +117,4 @@ def _changes(one: ComparedRun) -> dict[str, Any]:
 
 
 def _points(value: float) -> str:
-    text = f"{100 * value:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
-
-
-def _typeset(sentence: str) -> str:
-    """Replace hyphens before numbers by minus signs."""
-    return re.sub(r"(?<= )-(?=\d)", "−", sentence)
-
-
-def _interval(figure: Figure) -> Interval:
-    return {"value": figure.value, "low": figure.low, "high": figure.high}
+    return format_difference(100 * value, 1)

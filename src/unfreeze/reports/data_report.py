@@ -17,7 +17,7 @@ import pandas as pd
 from unfreeze.core.dataset import SEVERITIES, ImageDataset
 from unfreeze.core.errors import join_names
 from unfreeze.core.files import atomic_write
-from unfreeze.core.format import clipped, number, score, span
+from unfreeze.core.format import clipped, format_estimate, format_score, pluralize
 from unfreeze.core.progress import Reporter
 from unfreeze.data.checks import crosstab, run_checks
 from unfreeze.data.decode import MAX_PIXELS
@@ -91,7 +91,7 @@ def findings_section(m: DataReportData) -> tuple[Context, list[str]]:
     rows.sort(key=lambda row: -SEVERITIES.index(row["severity"]))
     counts = {s: sum(row["count"] for row in rows if row["severity"] == s) for s in SEVERITIES}
     words = {"error": ("error", "errors"), "warning": ("warning", "warnings"), "info": ("note", "notes")}
-    format_measure = [number(counts[s], *words[s]) for s in reversed(SEVERITIES) if counts[s]]
+    format_measure = [pluralize(counts[s], *words[s]) for s in reversed(SEVERITIES) if counts[s]]
     first = next((row for row in rows if row["severity"] != "info"), None)
     sentence = f"The checks found {join_names(format_measure)}." if format_measure else "The checks found no problems."
     if first:
@@ -123,8 +123,8 @@ def classes_section(m: DataReportData) -> tuple[Context, list[str]]:
             }
         )
     most, least = int(counts.max()), int(counts.min())
-    sentence = f"{number(len(photos), 'photo')} of {number(len(names), 'class', 'classes')}"
-    sentence += f" in {number(photos['group'].nunique(), 'group')}" if m.grouped else ", each its own group"
+    sentence = f"{pluralize(len(photos), 'photo')} of {pluralize(len(names), 'class', 'classes')}"
+    sentence += f" in {pluralize(photos['group'].nunique(), 'group')}" if m.grouped else ", each its own group"
     if most == least:
         sentence += f"; every class has {most:,}."
     else:
@@ -174,7 +174,7 @@ def _group_sizes(photos: pd.DataFrame) -> Any:
         high = low if low <= 2 else 2 * (low - 1)
         inside = int(((sizes >= low) & (sizes <= high)).sum())
         label = f"{low:,}" if low == high else f"{low:,}–{high:,}"
-        rows.append((f"{label} photo{'s' if high > 1 else ''}", float(inside), number(inside, "group")))
+        rows.append((f"{label} photo{'s' if high > 1 else ''}", float(inside), pluralize(inside, "group")))
         low = high + 1
     while rows and not rows[0][1]:
         rows.pop(0)
@@ -220,7 +220,7 @@ def measures_section(m: DataReportData) -> tuple[Context, list[str]]:
             else f"Half of the photos have a side of {_quartiles(sizes)} pixels"
         )
         off = (
-            f"{number(far, 'value lies', 'values lie')} far from the rest"
+            f"{pluralize(far, 'value lies', 'values lie')} far from the rest"
             if far
             else "none lies far from the rest in any measure"
         )
@@ -303,7 +303,7 @@ def copies_section(m: DataReportData) -> tuple[Context, list[str]]:
         "in two groups": sum(p["between"] for p in pairs),
     }
     exact = sum(p["kind"] == "exact" for p in pairs)
-    sentence = f"{number(len(pairs), 'pair')} of photos are the same ({exact:,} byte for byte)"
+    sentence = f"{pluralize(len(pairs), 'pair')} of photos are the same ({exact:,} byte for byte)"
     parts = [f"{n:,} {what}" for what, n in format_measure.items() if n]
     sentence += f": {join_names(parts)}." if parts else ", and none contradicts the other."
     shown = pairs[:PAIRS]
@@ -318,7 +318,7 @@ def tells_section(m: DataReportData) -> Context:
         {
             "title": s.title,
             "interval": {"value": s.accuracy, "low": s.low, "high": s.high},
-            "skill": score(max(s.skill, 0), 2),
+            "skill": format_score(max(s.skill, 0), 2),
             "word": ("warning" if s.severity == "warning" else "note") if s.raised else "",
             "severity": s.severity,
         }
@@ -327,7 +327,7 @@ def tells_section(m: DataReportData) -> Context:
     if not rows:
         return {"finding": "Too few groups, or nothing that varies: no shortcut could be looked for.", "rows": []}
     best = m.shortcuts[0]
-    value = f"balanced accuracy {score(best.accuracy, 2)}, where chance has {score(best.chance, 2)}"
+    value = f"balanced accuracy {format_score(best.accuracy, 2)}, where chance has {format_score(best.chance, 2)}"
     if any(s.raised for s in m.shortcuts):
         sentence = f"{best.title[0].upper()}{best.title[1:]} alone predicts the class better than chance: {value}."
     else:
@@ -422,7 +422,7 @@ def _faces(found: FaceStats | None) -> Context | None:
             "name": row["label"] or "all",
             "photos": f"{row['photos']:,}",
             "without": f"{row['without']:,}",
-            "share": f"{row['share']:.1%} ({row['low']:.1%}–{row['high']:.1%})" if row["photos"] else "–",
+            "share": f"{row['share']:.1%} [{row['low']:.1%}, {row['high']:.1%}]" if row["photos"] else "–",
             "several": f"{row['several']:,}",
             "side": _share(row["side_median"]),
             "x": _share(row["x_mean"]),
@@ -449,14 +449,14 @@ def _shift(found: DatasetComparison | None) -> Context | None:
         some = table.head(_STRANGERS)
         pictures = thumbnails(root, some["path"], side=_SIDE)
         chance = some["probability"] if mean == "a test photo" else 1 - some["probability"]
-        rows = [(path, pictures[path], score(p, 2)) for path, p in zip(some["path"], chance, strict=True)]
+        rows = [(path, pictures[path], format_score(p, 2)) for path, p in zip(some["path"], chance, strict=True)]
         sides.append({"title": title, "rows": rows, "mean": mean})
     auc = {"value": found.result.auc, "low": found.result.low, "high": found.result.high}
-    copies = number(len(found.copies), "test photo is also a training photo", "test photos are also training photos")
+    copies = pluralize(len(found.copies), "test photo is also a training photo", "test photos are also training photos")
     return {
         "finding": found.sentence,
         "sides": sides,
-        "auc": f"{score(auc['value'], 2)} ({span(auc, 2)})",
+        "auc": f"{format_estimate(auc, 2)}",
         "copies": copies if len(found.copies) else "No test photo is also a training photo.",
         "pairs": [(c.training, c.test, c.kind) for c in found.copies.head(12).itertuples()],
     }

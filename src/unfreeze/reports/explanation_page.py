@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from unfreeze.core.errors import PhotoError
 from unfreeze.core.files import atomic_write
-from unfreeze.core.format import clipped, number
+from unfreeze.core.format import clipped, format_difference, format_probability, pluralize
 from unfreeze.core.progress import Reporter
 from unfreeze.core.runs import Run
 from unfreeze.data.decode import decode_sized, read_bytes, to_grayscale
@@ -95,16 +95,14 @@ def overlay(source: str, size: tuple[int, int], heat: HeatMap, scale: float, lab
     return Markup("".join(body) + "</svg>")
 
 
-def signed(value: float, digits: int = 1) -> str:
-    """Format as `+1.2` or `−0.4`, with a true minus sign."""
-    text = f"{value:+.{digits}f}"
-    return text.replace("-", "\N{MINUS SIGN}") if float(text) else text.lstrip("+-")
-
-
 def _said(heat: HeatMap, label: str) -> str:
     rows, columns = heat.values.shape
     said = f"Photo with a map of {rows} by {columns} cells, {WORDS[heat.method].name}"
-    return said + (f"; the sum is {heat.values.sum():+.1f} for {label}" if heat.method == "cells" else f", for {label}")
+    return said + (
+        f"; the sum is {format_difference(float(heat.values.sum()), 1)} for {label}"
+        if heat.method == "cells"
+        else f", for {label}"
+    )
 
 
 def _cells(cells: NDArray[np.float64], scale: float, box: tuple[float, float, float, float]) -> list[str]:
@@ -116,7 +114,9 @@ def _cells(cells: NDArray[np.float64], scale: float, box: tuple[float, float, fl
         tone, area = "for" if value >= 0 else "against", f'width="{across:.1f}" height="{down:.1f}"'
         body.append(f'<rect class="{tone}" x="{x:.1f}" y="{y:.1f}" {area} fill-opacity="{_MOST * share:.2f}"/>')
         if share >= _FAINT and across >= 32:
-            body.append(f'<text x="{x + across / 2:.1f}" y="{y + down / 2 + 5:.1f}">{signed(value)}</text>')
+            body.append(
+                f'<text x="{x + across / 2:.1f}" y="{y + down / 2 + 5:.1f}">{format_difference(value, 1)}</text>'
+            )
     return body
 
 
@@ -194,7 +194,7 @@ def render(found: Explanation) -> str:
         by=_by(found),
         words=[WORDS[method] for method in found.methods],
         views=list(found.run.recipe.probe.views),
-        counted=f"{number(len(good), 'photo')} explained"
+        counted=f"{pluralize(len(good), 'photo')} explained"
         + (f", {len(found.photos) - len(good)} unreadable" * (len(good) < len(found.photos))),
         photos=[{"name": names[p.path], **_photo(p, found)} for p in good],
         bad=[{"name": names[p.path], "error": p.error} for p in found.photos if p.error],
@@ -216,21 +216,21 @@ def _photo(photo: Explained, found: Explanation) -> dict[str, Any]:
     where = strongest(photo.heat)
     return {
         "photo": photo,
-        "finding": f"“{photo.label}”, {_percent(probable)}, "
-        f"rather than “{photo.runner_up}”, {_percent(second)}" + (f"; {where}." if where else "."),
+        "finding": f"“{photo.label}”, {format_probability(probable)}, "
+        f"rather than “{photo.runner_up}”, {format_probability(second)}" + (f"; {where}." if where else "."),
         "figures": [
             {
                 "svg": overlay(source, size, heat, scale(photo, heat.method), photo.label),
                 "name": WORDS[heat.method].name,
                 "title": heat.source,
-                "total": signed(float(heat.values.sum())) if heat.method == "cells" else "",
+                "total": format_difference(float(heat.values.sum()), 1) if heat.method == "cells" else "",
                 "apart": format_margin(heat),
             }
             for heat in photo.heat
         ],
         "classless": all(heat.method == "rollout" for heat in photo.heat),
         "bars": _bars(photo, found) if photo.maps else [],
-        "placeless": signed(sum(photo.placeless(block) for block in photo.maps)),
+        "placeless": format_difference(sum(photo.placeless(block) for block in photo.maps), 1),
         "others": [(n, p) for n, p in sorted(photo.probabilities.items(), key=lambda x: -x[1])[:5]],
     }
 
@@ -255,7 +255,7 @@ def _bars(photo: Explained, found: Explanation) -> list[dict[str, Any]]:
         {
             "kind": kind,
             "name": name,
-            "text": signed(value, 2),
+            "text": format_difference(value, 2),
             "tone": "for" if value >= 0 else "against",
             "zero": f"{100 * -low / whole:.2f}",
             "x": f"{100 * (min(value, 0.0) - low) / whole:.2f}",
@@ -272,9 +272,3 @@ def _short_names(paths: list[str]) -> dict[str, str]:
         path: clipped(name if names.count(name) == 1 else f"{Path(path).parent.name}/{name}", 48)
         for path, name in zip(paths, names, strict=True)
     }
-
-
-def _percent(value: float) -> str:
-    """Format as `93 %`, `over 99 %` or `under 1 %`."""
-    text = "over 99 %" if 0.995 <= value < 1 else "under 1 %" if 0 < value < 0.005 else f"{100 * value:.0f} %"
-    return text.replace(" ", "\u00a0")

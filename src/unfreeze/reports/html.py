@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unfreeze.core.format import number, score, span
+from unfreeze.core.format import format_difference, format_interval, format_percent, format_score, pluralize
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -17,7 +17,7 @@ def templates(**filters: Any) -> Environment:
     """Create the Jinja environment: autoescaping, and an error for undefined variables.
 
     Args:
-        **filters: Filters in addition to `score`, `span` and `number`.
+        **filters: Filters in addition to those of `core.format`.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -28,7 +28,14 @@ def templates(**filters: Any) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters.update(score=score, span=span, number=number, **filters)
+    found.filters.update(
+        score=format_score,
+        interval=format_interval,
+        difference=format_difference,
+        percent=format_percent,
+        pluralize=pluralize,
+    )
+    found.filters.update(filters)
     return found
 
 

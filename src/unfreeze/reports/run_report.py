@@ -19,7 +19,7 @@ import pandas as pd
 from unfreeze.core.dataset import FINDING_COLUMNS
 from unfreeze.core.errors import RunError, join_names, wrong_type
 from unfreeze.core.files import atomic_write, regular_file
-from unfreeze.core.format import seconds
+from unfreeze.core.format import format_seconds
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import MAX_RECIPE_BYTES
 from unfreeze.core.run_validation import read_run_json, read_run_tables, read_scores
@@ -167,8 +167,8 @@ def _repeat(m: ReportData) -> Context:
     if total > 0:
         longest = max(timings, key=lambda k: timings[k])
         share = 100 * timings[longest] / total
-        finding = f"The run took {seconds(total)}, {share:.0f} % of it on {longest}; one command repeats it."
-    rows = [(k, v, seconds(v)) for k, v in timings.items()]
+        finding = f"The run took {format_seconds(total)}, {share:.0f}% of it on {longest}; one command repeats it."
+    rows = [(k, v, format_seconds(v)) for k, v in timings.items()]
     backbone = m.info.get("backbone_info", {})
     inputs = [str(i.get("title", "")) for i in m.info.get("inputs", [])]
     facts = [

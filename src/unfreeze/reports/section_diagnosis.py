@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup, escape
 
 from unfreeze.core.files import read_json
-from unfreeze.core.format import score
+from unfreeze.core.format import format_estimate
 
 Row = dict[str, Any]
 FILE = "diagnosis.json"
@@ -43,7 +42,7 @@ def diagnosis(read: Row | None) -> Row | None:
             "severity": str(cause["severity"]),
             "word": _WORDS.get(str(cause["severity"]), "") if cause["measured"] else "not measured",
             "cost": _cost(cause["cost"]),
-            "evidence": _typeset(str(cause["evidence"])),
+            "evidence": str(cause["evidence"]),
             "remedy": str(cause["remedy"]),
             "command": str(cause["command"]),
         }
@@ -115,15 +114,4 @@ def _bars(rows: list[tuple[str, Row]]) -> Markup:
 def _cost(cost: Row | None) -> str:
     if cost is None or not any(cost[end] for end in ("value", "low", "high")):
         return ""
-    ends = " to ".join(_signed(cost[end]) for end in ("low", "high"))
-    return f"{_signed(cost['value'])} ({ends})"
-
-
-def _typeset(text: str) -> str:
-    """Use minus signs and no leading zero in signed numbers, as elsewhere on the page."""
-    signs = {"+": "+", "-": "−"}
-    return re.sub(r"(?<=[ (])([+-])0?(?=\.\d{3})", lambda found: signs[found[1]], text)
-
-
-def _signed(value: float) -> str:
-    return f"{'−' if value < 0 else '+'}{score(abs(value))}"
+    return format_estimate(cost, signed=True)

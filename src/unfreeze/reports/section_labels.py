@@ -7,7 +7,7 @@ from typing import Any
 
 from unfreeze.analysis.label_issues import count_sentence, is_interval
 from unfreeze.core.files import read_json
-from unfreeze.core.format import number, score
+from unfreeze.core.format import format_score, pluralize
 from unfreeze.core.messages import effect_sentence
 
 Row = dict[str, Any]
@@ -46,7 +46,7 @@ def labels(suspects: Row | None, corrections: Row | None) -> tuple[Row | None, l
             "label": str(row["label"]),
             "suggested": str(row["suggested"]),
             "reason": str(row["reason"]),
-            "score": score(float(row["score"]), 2),
+            "score": format_score(float(row["score"]), 2),
         }
         for row in (suspects["table"] if suspects else [])[:SHOWN]
     ]
@@ -69,7 +69,7 @@ def labels(suspects: Row | None, corrections: Row | None) -> tuple[Row | None, l
 
 def _suspected(found: Row) -> str:
     if not found["table"]:
-        return f"Nothing contradicts the label of any of {number(found['photos'], 'photo')}."
+        return f"Nothing contradicts the label of any of {pluralize(found['photos'], 'photo')}."
     first = found["table"][0]
     return (
         f"{count_sentence(found['wrong'], found['photos'])}; the most suspicious is labelled “{first['label']}” and "
@@ -78,7 +78,9 @@ def _suspected(found: Row) -> str:
 
 
 def _changed(v: Row) -> str:
-    return f"Corrections relabelled {number(v['relabel'], 'photo')} and excluded {v['exclude']:,}. {effect_sentence(v)}"
+    return (
+        f"Corrections relabelled {pluralize(v['relabel'], 'photo')} and excluded {v['exclude']:,}. {effect_sentence(v)}"
+    )
 
 
 def _truth(t: Row | None) -> str:
@@ -86,8 +88,8 @@ def _truth(t: Row | None) -> str:
         return ""
     return (
         f"The truth is known here: {t['planted']:,} labels are wrong. Of the first {t['planted']:,} suspects "
-        f"{t['found_at_k']:,} are ({score(t['precision_at_k'], 2)}); the first {2 * t['planted']:,} hold "
-        f"{t['found_at_2k']:,} of them ({score(t['recall_at_2k'], 2)})."
+        f"{t['found_at_k']:,} are ({format_score(t['precision_at_k'], 2)}); the first {2 * t['planted']:,} hold "
+        f"{t['found_at_2k']:,} of them ({format_score(t['recall_at_2k'], 2)})."
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from unfreeze.core.dataset import probability_columns
 from unfreeze.core.errors import UnfreezeError
 from unfreeze.core.files import read_json, write_json
-from unfreeze.core.format import number, score
+from unfreeze.core.format import format_score, pluralize
 from unfreeze.core.progress import Reporter
 from unfreeze.core.runs import open_run
 from unfreeze.explanation.heatmap import HeatMap
@@ -136,11 +136,11 @@ def _finding(rows: list[ExplainedMistake]) -> str:
     """Sentence about the labels of the nearest training images."""
     near = [row for row in rows if row.near]
     if not near:
-        return f"Where the model looked in its {number(len(rows), 'surest mistake')}."
+        return f"Where the model looked in its {pluralize(len(rows), 'surest mistake')}."
     said = sum(row.near[0].label == row.said for row in near)
     own = sum(row.near[0].label == row.label for row in near)
     return (
-        f"The nearest training image has the predicted class in {said} of {number(len(near), 'sure mistake')} "
+        f"The nearest training image has the predicted class in {said} of {pluralize(len(near), 'sure mistake')} "
         f"and the label's class in {own}."
     )
 
@@ -158,7 +158,7 @@ def kinds(m: ReportData) -> tuple[list[Context], Any]:
         if len(own) < 2 or len(found) == KINDS:
             continue
         picked = own[np.argsort(-sure[own], kind="stable")][:OF_A_KIND]
-        shots = [{"path": str(m.oof["path"].iloc[r]), "sure": score(sure[r], 2)} for r in picked]
+        shots = [{"path": str(m.oof["path"].iloc[r]), "sure": format_score(sure[r], 2)} for r in picked]
         wanted += [shot["path"] for shot in shots]
         kind = {"true": m.classes[i], "said": m.classes[j], "count": len(own), "support": int(support[i])}
         found.append({**kind, "shots": shots, "rest": len(own) - len(shots)})

@@ -9,8 +9,15 @@ from typing import Any
 from unfreeze.analysis.recommendation import CELLS
 from unfreeze.core.errors import RunError
 from unfreeze.core.files import read_json
-from unfreeze.core.format import number, score, seconds, span
-from unfreeze.reports.strategy_plots import between, curve_plot, predicted, quadrant_plot, race_plot, signed
+from unfreeze.core.format import (
+    format_difference,
+    format_estimate,
+    format_interval,
+    format_score,
+    format_seconds,
+    pluralize,
+)
+from unfreeze.reports.strategy_plots import curve_plot, predicted, quadrant_plot, race_plot
 
 Row = dict[str, Any]
 FILE = "recommendation.json"
@@ -87,7 +94,7 @@ def strategy_section(found: Row) -> Row:
         "left_out": list(found["left_out"]),
         "photos": found["photos"],
         "groups": found["groups"],
-        "spent": seconds(found["seconds"]),
+        "spent": format_seconds(found["seconds"]),
     }
 
 
@@ -121,7 +128,7 @@ def _finding(found: Row, halves: list[Row]) -> str:
 
 
 def _above(gap: float) -> str:
-    return f"{score(abs(gap))} {'above' if gap >= 0 else 'below'}"
+    return f"{format_score(abs(gap))} {'above' if gap >= 0 else 'below'}"
 
 
 def _and(words: list[str]) -> str:
@@ -139,14 +146,14 @@ def _candidate(row: Row) -> Row:
     return {
         "name": row["name"],
         "macro_f1": row["macro_f1"],
-        "difference": "" if base else signed(row["difference"]["value"]),
-        "between": "" if base else between(row["difference"]),
-        "expected": "" if base else signed(row["expected"]),
-        "doubt": "" if base else f"± {score(1.96 * row['doubt'])}",
+        "difference": "" if base else format_difference(row["difference"]["value"]),
+        "between": "" if base else format_interval(row["difference"], signed=True),
+        "expected": "" if base else format_difference(row["expected"]),
+        "doubt": "" if base else f"± {format_score(1.96 * row['doubt'])}",
         "photos": row["photos"],
         "of": of if of > row["photos"] else 0,
-        "seconds": seconds(row["seconds"]),
-        "full_seconds": seconds(row["full_seconds"]),
+        "seconds": format_seconds(row["seconds"]),
+        "full_seconds": format_seconds(row["full_seconds"]),
         "out": row["out"],
     }
 
@@ -165,7 +172,7 @@ def _raced(table: list[Row]) -> str:
         *([f"{_and(open_)} did not differ significantly from the probe"] if open_ and not ahead else []),
         *([f"{_and(behind)} scored lower"] if behind else []),
     ]
-    return "On equal photos, each with its own 95 % interval: " + "; ".join(said) + "."
+    return "On equal photos, each with its own 95% interval: " + "; ".join(said) + "."
 
 
 def _backbone(row: Row) -> Row:
@@ -174,7 +181,7 @@ def _backbone(row: Row) -> Row:
         "macro_f1": row["macro_f1"] or None,
         "log_me": f"{row['log_me']:.2f}",
         "gmacs": f"{row['gmacs']:.2f}",
-        "seconds": seconds(row["seconds"]),
+        "seconds": format_seconds(row["seconds"]),
     }
 
 
@@ -216,8 +223,8 @@ def _similar(found: Row) -> Row:
     measures = [
         {
             "name": _MEASURES.get(row["name"], row["name"]),
-            "value": "–" if row["value"] is None else f"{row['value']:.3f}",
-            "between": "" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}",
+            "value": "–" if row["value"] is None else format_score(row["value"]),
+            "between": "" if row["low"] is None else format_interval(row),
             "vote": "" if row["vote"] is None else f"{row['vote']:.2f}",
             "says": row["says"],
             "why": row["why"],
@@ -246,19 +253,18 @@ def _enough(found: Row) -> Row:
                 "name": row["name"],
                 "groups": row["groups"],
                 "photos": row["photos"],
-                "f1": f"{score(row['f1']['value'], 2)} ({span(row['f1'], 2)})" if row["f1"] else "–",
+                "f1": f"{format_estimate(row['f1'], 2)}" if row["f1"] else "–",
                 "gain": _gained(row["gain"]),
             }
             for row in classes[:CLASSES]
         ],
         "more": max(0, len(classes) - CLASSES),
         "notes": list(found["notes"]),
-        "photos": number(found["points"][-1]["photos"], "photo") if found["points"] else "",
+        "photos": pluralize(found["points"][-1]["photos"], "photo") if found["points"] else "",
     }
 
 
 def _gained(gain: Row | None) -> str:
     if gain is None:
         return "too few"
-    around = "" if gain["low"] is None else f" ({between(gain, 2)})"
-    return f"{signed(gain['value'], 2)}{around}"
+    return format_difference(gain["value"], 2) if gain["low"] is None else format_estimate(gain, 2, signed=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from unfreeze.core.format import number, score, seconds
+from unfreeze.core.format import format_estimate, format_interval, format_score, format_seconds, pluralize
 
 Row = dict[str, Any]
 _LEFT, _WIDE, _HIGH, _TOP = 52, 300, 150, 12
@@ -48,7 +48,7 @@ def training(info: Row, scores: Row, rows: Sequence[Row]) -> Row | None:
 def _finding(info: Row, scores: Row, rows: Sequence[Row]) -> str:
     strategy = {"partial": "its last stages", "full": "the whole network", "scratch": "the network from nothing"}
     what = strategy.get(str(info.get("strategy")), "the network")
-    spent = seconds(sum(float(row["seconds"]) for row in rows))
+    spent = format_seconds(sum(float(row["seconds"]) for row in rows))
     gain = scores.get("gain")
     if not gain:
         return f"Training {what} took {spent} of steps over all folds."
@@ -56,8 +56,8 @@ def _finding(info: Row, scores: Row, rows: Sequence[Row]) -> str:
     verb = "won" if value >= 0 else "lost"
     sure = "" if low > 0 or high < 0 else ", which may be chance"
     return (
-        f"Training {what} {verb} {score(abs(value))} of macro F1 against the probe it started from "
-        f"(95 % interval {_signed(low)} to {_signed(high)}{sure}), for {spent} of steps over all folds."
+        f"Training {what} {verb} {format_score(abs(value))} of macro F1 against the probe it started from "
+        f"(95% interval {format_interval(gain, signed=True)}{sure}), for {spent} of steps over all folds."
     )
 
 
@@ -70,21 +70,14 @@ def _against(scores: Row) -> list[Row]:
         components = {name: found for name, found in components.items() if name != "network alone"}
     rows += [{"name": names.get(name, name), **found} for name, found in components.items()]
     return [
-        {"name": row["name"], **{k: _interval(row[k]) for k in ("macro_f1", "accuracy", "log_loss")}} for row in rows
+        {"name": row["name"], **{k: format_estimate(row[k]) for k in ("macro_f1", "accuracy", "log_loss")}}
+        for row in rows
     ]
-
-
-def _interval(found: dict[str, float]) -> str:
-    return f"{score(found['value'])} ({score(found['low'])}–{score(found['high'])})"
-
-
-def _signed(value: float) -> str:
-    return ("+" if value >= 0 else "−") + score(abs(value))
 
 
 def _valid(rows: Sequence[Row]) -> str:
     best = [row for row in rows if row["best"] and row["valid_macro_f1"] is not None]
-    return f"{score(best[-1]['valid_macro_f1'])} after epoch {best[-1]['epoch']}" if best else ""
+    return f"{format_score(best[-1]['valid_macro_f1'])} after epoch {best[-1]['epoch']}" if best else ""
 
 
 def _kept(settings: Row) -> str:
@@ -125,7 +118,7 @@ def _losses(folds: dict[int, list[Row]]) -> Markup:
         body.append(f'<text x="{x}" y="{bottom + 20}" text-anchor="middle" class="muted small">{epoch}</text>')
     body.append(f'<text x="{_LEFT + _WIDE}" y="{bottom + 38}" text-anchor="end" class="muted small">epoch</text>')
     said = "; ".join(
-        f"fold {fold}: {rows[0]['train_loss']:.3f} to {rows[-1]['train_loss']:.3f} in {number(len(rows), 'epoch')}"
+        f"fold {fold}: {rows[0]['train_loss']:.3f} to {rows[-1]['train_loss']:.3f} in {pluralize(len(rows), 'epoch')}"
         for fold, rows in sorted(folds.items())
     )
     return Markup(

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from unfreeze.core.dataset import SEVERITIES, probability_columns
-from unfreeze.core.errors import join_names, pluralize
-from unfreeze.core.format import clipped, number, score, span
+from unfreeze.core.errors import join_names
+from unfreeze.core.format import clipped, format_estimate, format_interval, format_percent, format_score, pluralize
 from unfreeze.core.messages import HEADLINES, caveats
 from unfreeze.metrics.classification import reliability
 from unfreeze.reports import svg
@@ -52,18 +52,18 @@ def headline(m: ReportData) -> Context:
     if careless:
         rows.append(ScoreRow("Macro F1, image-level split", careless["macro_f1"], quiet=True))
     return {
-        "finding": f"On {m.unseen} it has not seen, the model reaches macro F1 {score(f1['value'], 2)} "
-        f"(95 % interval {span(f1, 2)}) and accuracy {score(accuracy['value'], 2)} ({span(accuracy, 2)})"
+        "finding": f"On {m.unseen} it has not seen, the model reaches macro F1 {format_estimate(f1, 2)} "
+        f"(95% interval) and accuracy {format_estimate(accuracy, 2)}"
         f"{_by_corrected(corrections) if corrections else ''}; "
-        f"chance is {score(chance['macro_f1'], 2)} ({chance['macro_f1_of']}) and "
-        f"{score(chance['accuracy'], 2)} (always “{chance['class']}”).",
+        f"chance is {format_score(chance['macro_f1'], 2)} ({chance['macro_f1_of']}) and "
+        f"{format_score(chance['accuracy'], 2)} (always “{chance['class']}”).",
         "plot": svg.score_rows("scores", rows),
         "careless": careless
-        and f"An image-level split would have reported {score(careless['macro_f1']['value'], 2)}; "
-        f"on unseen {m.unseen} it is {score(f1['value'], 2)}.",
+        and f"An image-level split would have reported {format_score(careless['macro_f1']['value'], 2)}; "
+        f"on unseen {m.unseen} it is {format_score(f1['value'], 2)}.",
         "test": test
-        and f"On the test split ({number(test['photos'], 'photo')}, {number(test['groups'], 'group')}, "
-        f"never trained on) macro F1 is {score(test['macro_f1']['value'], 2)} ({span(test['macro_f1'], 2)}), "
+        and f"On the test split ({pluralize(test['photos'], 'photo')}, {pluralize(test['groups'], 'group')}, "
+        f"never trained on) macro F1 is {format_estimate(test['macro_f1'], 2)}, "
         f"{_against(test['macro_f1'], f1)}.",
         "judged": judged,
         "caveats": caveats(m.scores, m.selection),
@@ -74,7 +74,7 @@ def headline(m: ReportData) -> Context:
 
 def _by_corrected(corrections: Context) -> str:
     f1 = corrections["corrected"]["macro_f1"]
-    return f" by the labels as given, macro F1 {score(f1['value'], 2)} ({span(f1, 2)}) by the corrected labels"
+    return f" by the labels as given, macro F1 {format_estimate(f1, 2)} by the corrected labels"
 
 
 def _against(test: dict[str, float], own: dict[str, float]) -> str:
@@ -89,8 +89,9 @@ def _against(test: dict[str, float], own: dict[str, float]) -> str:
     side = "above" if gap > 0 else "below"
     found = "significantly" if low > 0 or high < 0 else "not significantly"
     return (
-        f"{score(abs(gap), 2)} {side} the out-of-fold score, {found} (95 % interval of the difference "
-        f"{low:+.2f} to {high:+.2f}; the test split is predicted by the mean of all folds' models)"
+        f"{format_score(abs(gap), 2)} {side} the out-of-fold score, {found} (95% interval of the difference "
+        f"{format_interval({'low': low, 'high': high}, 2, signed=True)}; "
+        "the test split is predicted by the mean of all folds' models)"
     )
 
 
@@ -126,10 +127,10 @@ def trained_on(m: ReportData) -> tuple[Context, list[str]]:
         "rows": rows[:ROWS],
         "more": rows[ROWS:],
         "many": per_class == 1,
-        "joined": f"{number(given, 'group')} as given became {units:,}, because duplicates were joined."
+        "joined": f"{pluralize(given, 'group')} as given became {units:,}, because duplicates were joined."
         if units < given
         else "",
-        "held": f"{number(held, 'photo')} outside the folds (a given test split) never trained." if held else "",
+        "held": f"{pluralize(held, 'photo')} outside the folds (a given test split) never trained." if held else "",
         "groups": _group_sizes(photos) if m.grouped else "",
         "attributes": _attributes(m, photos),
         "findings": _findings(m.findings),
@@ -140,10 +141,10 @@ def trained_on(m: ReportData) -> tuple[Context, list[str]]:
 
 def _data_finding(photos: int, classes: int, units: int, counts: pd.Series, grouped: bool) -> str:
     least, most = counts.min(), counts.max()
-    opening = f"{number(photos, 'photo')} of {number(classes, 'class', 'classes')}"
-    opening += f" in {number(units, 'group')}" if grouped else ", each photo its own group"
+    opening = f"{pluralize(photos, 'photo')} of {pluralize(classes, 'class', 'classes')}"
+    opening += f" in {pluralize(units, 'group')}" if grouped else ", each photo its own group"
     if least == most:
-        return f"{opening}; every class has {number(int(most), 'photo')}."
+        return f"{opening}; every class has {pluralize(int(most), 'photo')}."
     if most < 1.05 * least:
         return f"{opening}; every class has {least:,} or more, none over {most:,}."
     ratio = f"{most / least:.1f} times as many as" if least else "against"
@@ -157,7 +158,7 @@ def _group_sizes(photos: pd.DataFrame) -> Any:
         high = low if low <= 2 else 2 * (low - 1)
         inside = int(((sizes >= low) & (sizes <= high)).sum())
         label = f"{low:,}" if low == high else f"{low:,}–{high:,}"
-        rows.append((f"{label} photo{'s' if high > 1 else ''}", float(inside), number(inside, "group")))
+        rows.append((f"{label} photo{'s' if high > 1 else ''}", float(inside), pluralize(inside, "group")))
         low = high + 1
     while rows and not rows[0][1]:
         rows.pop(0)
@@ -205,7 +206,7 @@ def _found(findings: pd.DataFrame) -> str:
         return "The checks found no problems."
     counts = findings["severity"].value_counts()
     words = {"error": ("error", "errors"), "warning": ("warning", "warnings"), "info": ("note", "notes")}
-    return f"The checks found {join_names(number(int(counts[k]), *words[k]) for k in words if k in counts)}."
+    return f"The checks found {join_names(pluralize(int(counts[k]), *words[k]) for k in words if k in counts)}."
 
 
 def folds(m: ReportData) -> Context:
@@ -213,21 +214,21 @@ def folds(m: ReportData) -> Context:
     folds, photos = m.scores["folds"], m.trained
     values = [fold["macro_f1"] for fold in folds]
     if m.straddling:
-        groups = number(m.straddling, "group is", "groups are")
+        groups = pluralize(m.straddling, "group is", "groups are")
         safe = f"but {groups} split across folds, so the score is optimistic"
     else:
         safe = "and no group is split across folds" if m.grouped else "and no image is in two folds"
     table = pd.crosstab(photos["label"], photos["fold"]).reindex(m.classes, fill_value=0)
     absent = int((table == 0).to_numpy().sum())
     return {
-        "finding": f"Over {len(folds)} folds macro F1 runs from {score(min(values), 2)} "
-        f"to {score(max(values), 2)}, {safe}.",
+        "finding": f"Over {len(folds)} folds macro F1 runs from {format_score(min(values), 2)} "
+        f"to {format_score(max(values), 2)}, {safe}.",
         "plot": svg.fold_dots("folds", folds, m.judged["macro_f1"]),
         "folds": folds,
         "judged": m.judged,
         "numbers": [int(fold) for fold in table.columns],
         "counts": [(name, [int(n) for n in row]) for name, row in zip(table.index, table.to_numpy(), strict=True)],
-        "absent": f"{number(absent, 'class is', 'classes are')} missing from a fold (marked 0)." if absent else "",
+        "absent": f"{pluralize(absent, 'class is', 'classes are')} missing from a fold (marked 0)." if absent else "",
     }
 
 
@@ -240,12 +241,12 @@ def per_class(m: ReportData) -> Context:
     worst, best = scored[0], scored[-1]
     f1 = worst["f1"]
     finding = (
-        f"The weakest class is “{worst['class']}” with F1 {score(f1['value'], 2)} "
-        f"(95 % interval {span(f1, 2)}, {number(worst['support'], 'photo')}); "
-        f"the strongest, “{best['class']}”, has {score(best['f1']['value'], 2)}."
+        f"The weakest class is “{worst['class']}” with F1 {format_estimate(f1, 2)} "
+        f"({pluralize(worst['support'], 'photo')}); "
+        f"the strongest, “{best['class']}”, has {format_score(best['f1']['value'], 2)}."
     )
     if f1["value"] == best["f1"]["value"]:
-        finding = f"All classes have the same F1, {score(f1['value'], 2)}."
+        finding = f"All classes have the same F1, {format_score(f1['value'], 2)}."
     return {"finding": finding, "rows": rows, "bar": svg.interval_bar}
 
 
@@ -273,7 +274,7 @@ def confusion(m: ReportData, shown: Counter[tuple[int, int]]) -> Context:
             "said": classes[j],
             "count": int(counts[i, j]),
             "support": int(support[i]),
-            "share": f"{100 * share:.0f} %" if counts[i, j] == 0 or share >= 0.005 else "<1 %",
+            "share": format_percent(share) if counts[i, j] == 0 or share >= 0.005 else "<1%",
             "step": 0 if not counts[i, j] else max(1, round(10 * share)),
             "href": f"#pair-{i}-{j}" if shown[i, j] else "",
             "shown": shown[i, j],
@@ -311,8 +312,8 @@ def wrong(m: ReportData) -> tuple[Context, list[str]]:
             "path": str(m.oof["path"].iloc[r]),
             "true": m.classes[true[r]],
             "said": m.classes[said[r]],
-            "sure": score(sure[r], 2),
-            "own": score(probabilities[r, true[r]], 2),
+            "sure": format_score(sure[r], 2),
+            "own": format_score(probabilities[r, true[r]], 2),
             "pair": (int(true[r]), int(said[r])),
         }
         for r in picked
@@ -322,8 +323,8 @@ def wrong(m: ReportData) -> tuple[Context, list[str]]:
         very = int((sure[errors] >= 0.9).sum())
         look = "look there first, for the label itself may be what is wrong" if very else "the surest come first"
         finding = (
-            f"{len(errors):,} of {number(len(true), 'photo')} {'is' if len(errors) == 1 else 'are'} wrong, "
-            f"{f'{very:,}' if very else 'none'} of them at a probability of .90 or more: {look}."
+            f"{len(errors):,} of {pluralize(len(true), 'photo')} {'is' if len(errors) == 1 else 'are'} wrong, "
+            f"{f'{very:,}' if very else 'none'} of them at a probability of 0.90 or more: {look}."
         )
     return {"finding": finding, "shots": shots, "pairs": sorted({shot["pair"] for shot in shots})}, [
         s["path"] for s in shots
@@ -339,10 +340,9 @@ def calibration(m: ReportData) -> Context:
     lean = "neither overconfident nor underconfident overall"
     if abs(confidence - share) >= 0.01:
         lean = "overconfident" if confidence > share else "underconfident"
-        lean += f", with mean confidence {score(confidence, 2)} and accuracy {score(share, 2)}"
+        lean += f", with mean confidence {format_score(confidence, 2)} and accuracy {format_score(share, 2)}"
     return {
-        "finding": f"The expected calibration error is {score(ece['value'], 2)} "
-        f"(95 % interval {span(ece, 2)}): the model is {lean}.",
+        "finding": f"The expected calibration error is {format_estimate(ece, 2)}: the model is {lean}.",
         "plot": svg.reliability_plot("reliability", reliability(sure, right)),
         "rows": reliability(sure, right),
         "judged": m.judged,
@@ -367,7 +367,7 @@ def parts(columns: Row | None, whole: Row) -> Row | None:
             "values": len(found["classes"]),
             "macro_f1": found["macro_f1"],
             "accuracy": found["accuracy"],
-            "chance": score(found["chance"]["accuracy"], 2),
+            "chance": format_score(found["chance"]["accuracy"], 2),
             "always": str(found["chance"]["class"]),
             "if_right": found["if_right"]["macro_f1"],
             "gain": found["if_right"]["gain"],
@@ -390,7 +390,7 @@ def _finding(rows: list[Row], whole: float) -> str:
     """The part whose errors cost the most, and which other parts it differs from significantly."""
     first, others = rows[0], [row["name"] for row in rows[1:]]
     if not first["gain"]["value"]:
-        return f"Correcting a single part would not change the macro F1 of the whole ({score(whole)})."
+        return f"Correcting a single part would not change the macro F1 of the whole ({format_score(whole)})."
     more = [name for name in others if first["more_than"][name]["low"] > 0]
     rest = [name for name in others if name not in more]
     sides = [
@@ -399,5 +399,5 @@ def _finding(rows: list[Row], whole: float) -> str:
     ]
     return (
         f"Errors in “{first['name']}” cost most: if it were always right, macro F1 of the whole would be "
-        f"{score(first['if_right']['value'])} instead of {score(whole)}; {', '.join(sides)}."
+        f"{format_score(first['if_right']['value'])} instead of {format_score(whole)}; {', '.join(sides)}."
     )

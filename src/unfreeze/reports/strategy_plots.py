@@ -7,9 +7,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from unfreeze.core.format import Interval, number, score, span
+from unfreeze.core.format import Interval, format_difference, format_estimate, format_interval, format_score, pluralize
+from unfreeze.reports.svg import hline, svg, svg_text, tick_label, vline
 
 Row = dict[str, Any]
 
@@ -22,7 +23,11 @@ _LEAST = 0.02
 
 
 def quadrant_plot(
-    key: str, cells: Mapping[tuple[bool, bool], str], similar: Interval, enough: Interval, cell: tuple[bool, bool]
+    key: str,
+    cells: Mapping[tuple[bool, bool], str],
+    similar: Interval,
+    enough: Interval,
+    cell: tuple[bool, bool],
 ) -> Markup:
     """The rule-of-thumb table with the position of the data set and its uncertainty.
 
@@ -47,36 +52,36 @@ def quadrant_plot(
         low = y["value"] < top + _CELL_H / 2 if own else not is_enough
         start = top + _CELL_H - 12 - 18 * (len(lines) - 1) if low else top + 24
         ink = "small ink" if own else "small muted"
-        words += [_text(left + 12, start + 18 * i, line, ink) for i, line in enumerate(lines)]
+        words += [svg_text(left + 12, start + 18 * i, line, ink) for i, line in enumerate(lines)]
     wide, tall = x["high"] - x["low"], y["low"] - y["high"]
     body.append(f'<rect x="{x["low"]:.1f}" y="{y["high"]:.1f}" width="{wide:.1f}" height="{tall:.1f}" class="doubt"/>')
     body += [
         f'<rect x="{_HEAD}" y="{_TOP}" width="{2 * _CELL_W}" height="{2 * _CELL_H}" class="edge"/>',
-        _stroke(_HEAD + _CELL_W, _HEAD + _CELL_W, _TOP, bottom, "axis"),
-        _stroke(_HEAD, right, middle, middle, "axis"),
+        _segment(_HEAD + _CELL_W, _HEAD + _CELL_W, _TOP, bottom, "axis"),
+        _segment(_HEAD, right, middle, middle, "axis"),
         *words,
-        _stroke(x["low"], x["high"], y["value"], y["value"], "whisker"),
-        _stroke(x["value"], x["value"], y["high"], y["low"], "whisker"),
+        _segment(x["low"], x["high"], y["value"], y["value"], "whisker"),
+        _segment(x["value"], x["value"], y["high"], y["low"], "whisker"),
         f'<circle cx="{x["value"]:.1f}" cy="{y["value"]:.1f}" r="6" class="dot accent"/>',
     ]
     beyond = x["value"] > right - 96
     label_x = x["value"] + (-12 if beyond else 12)
     over = y["value"] - 10 if y["value"] > _TOP + 24 else y["value"] + 20
-    body.append(_text(label_x, over, "your photos", "small strong-ink", "end" if beyond else "start"))
+    body.append(svg_text(label_x, over, "your photos", "small strong-ink", "end" if beyond else "start"))
     for said, at in (("enough", _TOP + _CELL_H / 2), ("little", _TOP + 1.5 * _CELL_H)):
-        body.append(_text(_HEAD - 8, at + 4, said, "muted small", "end"))
+        body.append(svg_text(_HEAD - 8, at + 4, said, "muted small", "end"))
     for tick, at in ((0.0, bottom), (0.5, middle), (1.0, _TOP + 8)):
-        body.append(_text(_HEAD - 8, at + (4 if tick == 0.5 else 0), _tick(tick), "muted tiny", "end"))
+        body.append(svg_text(_HEAD - 8, at + (4 if tick == 0.5 else 0), tick_label(tick), "muted tiny", "end"))
     for said, place in (("different", _HEAD + _CELL_W / 2), ("similar", _HEAD + 1.5 * _CELL_W)):
-        body.append(_text(place, bottom + 20, said, "muted small", "middle"))
+        body.append(svg_text(place, bottom + 20, said, "muted small", "middle"))
     for tick, place, anchor in ((0.0, _HEAD, "start"), (0.5, _HEAD + _CELL_W, "middle"), (1.0, right, "end")):
-        body.append(_text(place, bottom + 16, _tick(tick), "muted tiny", anchor))
+        body.append(svg_text(place, bottom + 16, tick_label(tick), "muted tiny", anchor))
     said = (
-        f"similar {similar['value']:.2f} ({span(similar, 2)}), enough {enough['value']:.2f} ({span(enough, 2)}), "
+        f"similar {format_estimate(similar, 2)}, enough {format_estimate(enough, 2)}, "
         f"which the table answers with: {cells[cell]}"
     )
     title = "Enough photos or not, similar to the pretraining or not: where these photos are"
-    return _drawn(key, title, said, f"0 0 {right + 4} {bottom + 28}", body)
+    return svg(key, title, said, 0, body, box=f"0 0 {right + 4} {bottom + 28}")
 
 
 def race_plot(key: str, rows: Sequence[Row], base: str) -> Markup:
@@ -101,35 +106,38 @@ def race_plot(key: str, rows: Sequence[Row], base: str) -> Markup:
 
     body, y = [], 24
     bottom = 24 + 56 * len(rows)
-    body.append(_across(at(0), 16, bottom, "mean"))
-    body.append(_text(at(0), 12, base, "muted small", "start" if -low < 0.1 * (high - low) else "middle"))
+    body.append(vline(at(0), 16, bottom, "mean"))
+    body.append(svg_text(at(0), 12, base, "muted small", "start" if -low < 0.1 * (high - low) else "middle"))
     for row in rows:
         found, line = row["difference"], y + 36
         body += [
-            _text("0", y + 16, row["name"], "ink"),
-            f'<text x="100%" y="{y + 16}" text-anchor="end"><tspan class="strong ink">{signed(found["value"])}</tspan>'
-            f'<tspan class="muted small" dx="8">{between(found)}</tspan></text>',
-            _level("0", "100%", line, "rule"),
+            svg_text("0", y + 16, row["name"], "ink"),
+            f'<text x="100%" y="{y + 16}" text-anchor="end">'
+            f'<tspan class="strong ink">{format_difference(found["value"])}</tspan>'
+            f'<tspan class="muted small" dx="8">{format_interval(found, signed=True)}</tspan></text>',
+            hline("0", "100%", line, "rule"),
         ]
         if found["high"] < low:
             body.append(f'<svg x="0" y="{line - 6}" width="12" height="12"><path d="M0 6 10 0V12z" class="bar"/></svg>')
-            body.append(_text("16", line + 5, "far to the left", "muted small halo"))
+            body.append(svg_text("16", line + 5, "far to the left", "muted small halo"))
         else:
-            body.append(_level(at(found["low"]), at(found["high"]), line, "range accent"))
+            body.append(hline(at(found["low"]), at(found["high"]), line, "range accent"))
             body.append(f'<circle cx="{at(found["value"])}" cy="{line}" r="5" class="dot accent"/>')
-            body.append(_across(at(row["expected"]), line - 10, line + 10, "tick"))
+            body.append(vline(at(row["expected"]), line - 10, line + 10, "tick"))
         y += 56
     step = next(s for s in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if (high - low) / s <= 7 or s == 1.0)
     for i in range(math.ceil(low / step), math.floor(high / step) + 1):
         share = (i * step - low) / (high - low)
         anchor = "start" if share < 0.05 else "end" if share > 0.95 else "middle"
-        body.append(_text(at(i * step), bottom + 16, signed(i * step, 2) if i else "0", "muted small", anchor))
+        body.append(
+            svg_text(at(i * step), bottom + 16, format_difference(i * step, 2) if i else "0", "muted small", anchor)
+        )
     said = "; ".join(
-        f"{row['name']}: {signed(row['difference']['value'])} ({between(row['difference'])}), "
-        f"expected {signed(row['expected'])}"
+        f"{row['name']}: {format_estimate(row['difference'], signed=True)}, "
+        f"expected {format_difference(row['expected'])}"
         for row in rows
     )
-    return _drawn(key, f"Macro F1 less that of the {base}, with 95 % intervals", said, "", body, bottom + 24)
+    return svg(key, f"Macro F1 less that of the {base}, with 95% intervals", said, bottom + 24, body)
 
 
 def curve_plot(key: str, curve: Row) -> Markup:
@@ -160,11 +168,11 @@ def curve_plot(key: str, curve: Row) -> Markup:
         return round(_ABOVE + _HIGH * (high - min(max(value, low), high)) / (high - low), 1)
 
     bottom = _ABOVE + _HIGH
-    body = [_text(0, 14, "macro F1", "muted small")]
+    body = [svg_text(0, 14, "macro F1", "muted small")]
     gap = next(g for g in (0.05, 0.1, 0.2, 0.25) if (high - low) / g <= 6 or g == 0.25)
     for i in range(math.ceil(low / gap - 1e-9), math.floor(high / gap + 1e-9) + 1):
-        body.append(_stroke(_LEFT, _LEFT + _WIDE, y(i * gap), y(i * gap), "rule"))
-        body.append(_text(_LEFT - 8, y(i * gap) + 4, _tick(i * gap), "muted small", "end"))
+        body.append(_segment(_LEFT, _LEFT + _WIDE, y(i * gap), y(i * gap), "rule"))
+        body.append(svg_text(_LEFT - 8, y(i * gap) + 4, tick_label(i * gap), "muted small", "end"))
     if banded:
         own = points[-1]["macro_f1"]
         above = [(top, own["high"]), *((top * k, level["high"]) for k, level in banded)]
@@ -176,47 +184,42 @@ def curve_plot(key: str, curve: Row) -> Markup:
         body.append(_path(law, top, 4 * top, x, y, "fit ahead"))
     for point in points:
         at, f1 = x(point["groups"]), point["macro_f1"]
-        body.append(_stroke(at, at, y(f1["high"]), y(f1["low"]), "whisker"))
+        body.append(_segment(at, at, y(f1["high"]), y(f1["low"]), "whisker"))
         if len(point["draws"]) > 1:
             body += [f'<circle cx="{at}" cy="{y(d)}" r="2.5" class="draw"/>' for d in point["draws"]]
         body.append(f'<circle cx="{at}" cy="{y(f1["value"])}" r="5" class="dot accent"/>')
     shown = [(p["groups"], f"{p['groups']:,}") for p in points] + [(k * top, f"{k * top:,}") for k, _ in ahead]
     edge = -100.0
-    for groups, text in shown:
+    for groups, count in shown:
         if x(groups) - edge >= 34:
-            body.append(_text(x(groups), bottom + 20, text, "muted small", "middle"))
+            body.append(svg_text(x(groups), bottom + 20, count, "muted small", "middle"))
             edge = x(groups)
     for k, more in ahead:
         level = more["macro_f1"]
         end = level["value"] if level["high"] is None else level["high"]
         anchor, at = ("end", x(k * top) + 8) if k == 4 else ("middle", x(k * top))
-        body.append(_text(at, y(end) - 8, f"{k}×: {score(level['value'], 2)}", "small ink", anchor))
-    body.append(_stroke(_LEFT, _LEFT + _WIDE, bottom, bottom, "axis"))
-    body.append(_text(_LEFT + _WIDE, bottom + 40, "groups learned from", "muted small", "end"))
+        body.append(svg_text(at, y(end) - 8, f"{k}×: {format_score(level['value'], 2)}", "small ink", anchor))
+    body.append(_segment(_LEFT, _LEFT + _WIDE, bottom, bottom, "axis"))
+    body.append(svg_text(_LEFT + _WIDE, bottom + 40, "groups learned from", "muted small", "end"))
     said = "; ".join(
-        [f"{number(p['groups'], 'group')}: {score(p['macro_f1']['value'])} ({span(p['macro_f1'])})" for p in points]
+        [f"{pluralize(p['groups'], 'group')}: {format_estimate(p['macro_f1'])}" for p in points]
         + [f"{k} times as many: {predicted(more)}" for k, more in ahead]
     )
-    return _drawn(
-        key, "The probe's macro F1 over groups learned from", said, f"0 0 {_LEFT + _WIDE + 8} {bottom + 48}", body
+    return svg(
+        key,
+        "The probe's macro F1 over groups learned from",
+        said,
+        0,
+        body,
+        box=f"0 0 {_LEFT + _WIDE + 8} {bottom + 48}",
     )
-
-
-def signed(value: float, digits: int = 3) -> str:
-    """Format as `+.021` or `−.417`."""
-    return f"{'−' if value < 0 else '+'}{score(abs(value), digits)}"
-
-
-def between(interval: Interval, digits: int = 3) -> str:
-    """Format as `−.006 to +.130`."""
-    return f"{signed(interval['low'], digits)} to {signed(interval['high'], digits)}"
 
 
 def predicted(more: Row) -> str:
-    """Format a prediction of the learning curve as `.81 predicted (.78 to .84), +.02 over the measured score`."""
+    """Format a prediction of the learning curve as `0.81 [0.78, 0.84] predicted, +0.02 over the measured score`."""
     level = more["macro_f1"]
-    around = "" if level["low"] is None else f" ({span(level, 2)})"
-    return f"{score(level['value'], 2)} predicted{around}, {signed(more['gain']['value'], 2)} over the measured score"
+    text = format_score(level["value"], 2) if level["low"] is None else format_estimate(level, 2)
+    return f"{text} predicted, {format_difference(more['gain']['value'], 2)} over the measured score"
 
 
 def _law(law: Sequence[float], n: float) -> float:
@@ -233,30 +236,5 @@ def _unit(value: float) -> float:
     return min(max(float(value), 0.0), 1.0)
 
 
-def _tick(value: float) -> str:
-    return f"{value:.2f}".rstrip("0").rstrip(".").removeprefix("0") or "0"
-
-
-def _text(x: object, y: float, text: str, tone: str, anchor: str = "start") -> str:
-    return f'<text x="{x}" y="{y:g}" text-anchor="{anchor}" class="{tone}">{escape(text)}</text>'
-
-
-def _stroke(x1: float, x2: float, y1: float, y2: float, tone: str) -> str:
+def _segment(x1: float, x2: float, y1: float, y2: float, tone: str) -> str:
     return f'<line x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}" class="{tone}"/>'
-
-
-def _level(x1: str, x2: str, y: float, tone: str) -> str:
-    return f'<line x1="{x1}" x2="{x2}" y1="{y:g}" y2="{y:g}" class="{tone}"/>'
-
-
-def _across(x: str, y1: float, y2: float, tone: str) -> str:
-    return f'<line x1="{x}" x2="{x}" y1="{y1:g}" y2="{y2:g}" class="{tone}"/>'
-
-
-def _drawn(key: str, title: str, said: str, box: str, body: Sequence[str], height: int = 0) -> Markup:
-    size = f'viewBox="{box}"' if box else f'width="100%" height="{height}"'
-    return Markup(
-        f'<svg class="plot" role="img" aria-labelledby="{key}-title {key}-desc" {size}>'
-        f'<title id="{key}-title">{escape(title)}</title>'
-        f'<desc id="{key}-desc">{escape(said)}</desc>{"".join(body)}</svg>'
-    )

@@ -18,13 +18,13 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 from PIL import Image
 
-from unfreeze.core.format import Interval, clipped, score, span
+from unfreeze.core.format import Interval, clipped, format_difference, format_estimate, format_interval, format_score
 
 TICKS = (0, 0.25, 0.5, 0.75, 1)
 
 
 def wilson(hits: float, total: float, z: float = 1.96) -> tuple[float, float]:
-    """95 % Wilson score interval of a proportion (Wilson 1927); (0, 1) if `total` is 0."""
+    """95% Wilson score interval of a proportion (Wilson 1927); (0, 1) if `total` is 0."""
     if total <= 0:
         return 0.0, 1.0
     share, z2 = hits / total, z * z
@@ -58,23 +58,23 @@ def score_rows(key: str, rows: Sequence[ScoreRow]) -> Markup:
     for row in rows:
         value, tone, ink = row.interval, *(("quiet", "muted") if row.quiet else ("accent", "ink"))
         body += [
-            _text("0", y + 16, row.label, ink),
+            svg_text("0", y + 16, row.label, ink),
             f'<text x="100%" y="{y + 16}" text-anchor="end">'
-            f'<tspan class="strong {ink}">{score(value["value"])}</tspan>'
-            f'<tspan class="muted small" dx="8">{span(value)}</tspan></text>',
-            _line("0", "100%", y + 36, "rule"),
-            _line(_pc(value["low"]), _pc(value["high"]), y + 36, f"range {tone}"),
-            _upright(_pc(value["value"]), y + 26, y + 46, f"value {tone}"),
+            f'<tspan class="strong {ink}">{format_score(value["value"])}</tspan>'
+            f'<tspan class="muted small" dx="8">{format_interval(value)}</tspan></text>',
+            hline("0", "100%", y + 36, "rule"),
+            hline(_pc(value["low"]), _pc(value["high"]), y + 36, f"range {tone}"),
+            vline(_pc(value["value"]), y + 26, y + 46, f"value {tone}"),
         ]
         if row.chance is not None:
-            at, shown = _pc(row.chance), f"{row.chance_label} {score(row.chance)}"
-            body.append(_upright(at, y + 30, y + 42, "tick"))
-            body.append(_text(at, y + 58, shown, "muted small", "start" if row.chance < 0.5 else "end"))
+            at, shown = _pc(row.chance), f"{row.chance_label} {format_score(row.chance)}"
+            body.append(vline(at, y + 30, y + 42, "tick"))
+            body.append(svg_text(at, y + 58, shown, "muted small", "start" if row.chance < 0.5 else "end"))
         y += 80 if row.chance is not None else 60
     for tick, anchor in zip(TICKS, ("start", "middle", "middle", "middle", "end"), strict=True):
-        body.append(_text(_pc(tick), y + 8, _tick(tick), "muted small", anchor))
-    said = "; ".join(f"{row.label}: {score(row.interval['value'])} ({span(row.interval)})" for row in rows)
-    return svg(key, "Scores with their 95 % intervals, on a scale from 0 to 1", said, y + 16, body)
+        body.append(svg_text(_pc(tick), y + 8, tick_label(tick), "muted small", anchor))
+    said = "; ".join(f"{row.label}: {format_estimate(row.interval)}" for row in rows)
+    return svg(key, "Scores with their 95% intervals, on a scale from 0 to 1", said, y + 16, body)
 
 
 def fold_dots(key: str, folds: Sequence[dict[str, Any]], overall: Interval) -> Markup:
@@ -91,19 +91,19 @@ def fold_dots(key: str, folds: Sequence[dict[str, Any]], overall: Interval) -> M
     band = f"{wide * (overall['high'] - overall['low']) / (high - low):.2f}%"
     body = [
         _rect(at(overall["low"]), 28, band, bottom - 28, "band"),
-        _upright(at(overall["value"]), 24, bottom, "mean"),
-        _text(at(overall["value"]), 16, f"all folds {score(overall['value'])}", "muted small", "middle"),
+        vline(at(overall["value"]), 24, bottom, "mean"),
+        svg_text(at(overall["value"]), 16, f"all folds {format_score(overall['value'])}", "muted small", "middle"),
     ]
     for i, fold in enumerate(folds):
         y = 28 + step * i + step // 2
-        body.append(_text("0", y + 5, f"Fold {int(fold['fold'])}", "ink"))
-        body.append(_line(at(low), at(high), y, "rule"))
+        body.append(svg_text("0", y + 5, f"Fold {int(fold['fold'])}", "ink"))
+        body.append(hline(at(low), at(high), y, "rule"))
         body.append(_dot(at(fold["macro_f1"]), y, 6, "accent"))
     gap = next(g for g in (0.05, 0.1, 0.25) if (high - low) / g <= 6 or g == 0.25)
     inner = [g * gap for g in range(1, 21) if low + gap / 2 < g * gap < high - gap / 2]
-    body += [_text(at(v), bottom + 20, _tick(v), "muted small", "middle") for v in (low, *inner, high)]
-    said = "; ".join(f"fold {int(f['fold'])}: {score(f['macro_f1'])}" for f in folds)
-    title = "Macro F1 of each fold; the band is the 95 % interval of all folds"
+    body += [svg_text(at(v), bottom + 20, tick_label(v), "muted small", "middle") for v in (low, *inner, high)]
+    said = "; ".join(f"fold {int(f['fold'])}: {format_score(f['macro_f1'])}" for f in folds)
+    title = "Macro F1 of each fold; the band is the 95% interval of all folds"
     return svg(key, title, said, bottom + 28, body)
 
 
@@ -114,9 +114,9 @@ def bars(key: str, title: str, rows: Sequence[tuple[str, float, str]], *, left: 
     body = []
     for i, (label, value, text) in enumerate(rows):
         wide = max((right - left) * value / most, 0.4)
-        body.append(_text("0", i * 28 + 18, clipped(label), "ink"))
+        body.append(svg_text("0", i * 28 + 18, clipped(label), "ink"))
         body.append(_rect(f"{left}%", i * 28 + 6, f"{wide:.2f}%", 16, "bar"))
-        body.append(_text(f"{left + wide:.2f}%", i * 28 + 18, text, "muted", shift=8))
+        body.append(svg_text(f"{left + wide:.2f}%", i * 28 + 18, text, "muted", shift=8))
     said = "; ".join(f"{label}: {text}" for label, _, text in rows)
     return svg(key, title, said, 28 * len(rows), body)
 
@@ -131,11 +131,11 @@ def gain_bars(key: str, rows: Sequence[tuple[str, Interval]]) -> Markup:
 
     body, said = [], []
     for i, (label, gain) in enumerate(rows):
-        shown = f"{gain['value']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})".replace("-", "−")
-        body.append(_text("0", i * 36 + 22, clipped(label, 18), "ink"))
+        shown = format_estimate(gain, signed=True)
+        body.append(svg_text("0", i * 36 + 22, clipped(label, 18), "ink"))
         body.append(_rect(f"{left}%", i * 36 + 8, f"{max((right - left) * gain['value'] / most, 0.4):.2f}%", 20, "bar"))
-        body.append(_line(at(gain["low"]), at(gain["high"]), i * 36 + 32, "whisker"))
-        body.append(_text("100%", i * 36 + 22, shown, "muted small", "end"))
+        body.append(hline(at(gain["low"]), at(gain["high"]), i * 36 + 32, "whisker"))
+        body.append(svg_text("100%", i * 36 + 22, shown, "muted small", "end"))
         said.append(f"{label}: {shown}")
     return svg(key, "Macro F1 gained if a part were always right", "; ".join(said), 36 * len(rows) + 4, body)
 
@@ -155,36 +155,36 @@ def difference_rows(key: str, base: str, rows: Sequence[tuple[str, Interval]], u
         return _pc((points - low) / (high - low))
 
     def points(value: float) -> str:
-        return f"{100 * value:+.1f}".replace("-", "−").replace("+0.0", "0.0").replace("−0.0", "0.0")
+        return format_difference(100 * value, 1)
 
     # Long names may differ only at the end, so they get a separate line instead of being clipped.
     longest = max(len(label) for label, _ in rows)
     under, most = (20, 44) if longest > 22 else (0, 22)
     bottom = 24 + (52 + under) * len(rows)
     edge = "start" if -low < 0.2 * (high - low) else "end" if high < 0.2 * (high - low) else "middle"
-    body = [_upright(at(0), 20, bottom, "axis"), _text(at(0), 12, clipped(base), "muted small", edge)]
+    body = [vline(at(0), 20, bottom, "axis"), svg_text(at(0), 12, clipped(base), "muted small", edge)]
     said = []
     for i, (label, found) in enumerate(rows):
         above = 24 + (52 + under) * i
         y = above + under
         shown = found["low"] > 0 or found["high"] < 0
         tone, ink = ("accent", "ink") if shown else ("quiet", "muted")
-        value, between = points(found["value"]), f"{points(found['low'])} to {points(found['high'])}"
+        value, between = points(found["value"]), f"[{points(found['low'])}, {points(found['high'])}]"
         body += [
-            _text("0", above + 16, clipped(label, most), f"{ink} halo"),
+            svg_text("0", above + 16, clipped(label, most), f"{ink} halo"),
             f'<text x="100%" y="{y + 16}" text-anchor="end" class="halo"><tspan class="strong {ink}">{value}</tspan>'
             f'<tspan class="muted small" dx="8">{between}</tspan></text>',
-            _line(at(100 * found["low"]), at(100 * found["high"]), y + 34, f"range {tone}"),
-            _upright(at(100 * found["value"]), y + 26, y + 42, f"value {tone}"),
+            hline(at(100 * found["low"]), at(100 * found["high"]), y + 34, f"range {tone}"),
+            vline(at(100 * found["value"]), y + 26, y + 42, f"value {tone}"),
         ]
-        said.append(f"{label}: {value} points ({between})")
-    body.append(_line("0", "100%", bottom, "rule"))
+        said.append(f"{label}: {value} points {between}")
+    body.append(hline("0", "100%", bottom, "rule"))
     for i in range(math.ceil(low / gap), math.floor(high / gap) + 1):
         share = (i * gap - low) / (high - low)
         anchor = "start" if share < 0.04 else "end" if share > 0.96 else "middle"
-        label = f"{i * gap:+g}".replace("-", "−") if i else "0"
-        body.append(_text(at(i * gap), bottom + 18, label, "muted small", anchor))
-    title = f"Points of {unit} more or less than {base}, with 95 % intervals"
+        label = f"{i * gap:+g}" if i else "0"
+        body.append(svg_text(at(i * gap), bottom + 18, label, "muted small", anchor))
+    title = f"Points of {unit} more or less than {base}, with 95% intervals"
     return svg(key, title, "; ".join(said), bottom + 24, body)
 
 
@@ -197,10 +197,10 @@ def bar(share: float) -> Markup:
 def interval_bar(interval: Interval) -> Markup:
     """A score with its interval on the scale 0 to 1, for a table cell."""
     body = [
-        _line("0", "100%", 8, "rule"),
-        _upright("50%", 4, 12, "rule"),
-        _line(_pc(interval["low"]), _pc(interval["high"]), 8, "range accent"),
-        _upright(_pc(interval["value"]), 1, 15, "value accent"),
+        hline("0", "100%", 8, "rule"),
+        vline("50%", 4, 12, "rule"),
+        hline(_pc(interval["low"]), _pc(interval["high"]), 8, "range accent"),
+        vline(_pc(interval["value"]), 1, 15, "value accent"),
     ]
     return Markup(f'<svg class="inline ci" height="16" aria-hidden="true">{"".join(body)}</svg>')
 
@@ -216,15 +216,15 @@ def reliability_plot(key: str, curve: Sequence[dict[str, float]]) -> Markup:
     def y(value: float) -> float:
         return round(top + tall * (1 - value), 1)
 
-    body = [_text(left, 12, "share that is right", "muted small")]
+    body = [svg_text(left, 12, "share that is right", "muted small")]
     for tick in TICKS:
         body += [
-            _line(left, left + wide, y(tick), "rule"),
-            _text(left - 8, y(tick) + 4, _tick(tick), "muted small", "end"),
-            _text(x(tick), base + 16, _tick(tick), "muted small", "middle"),
+            hline(left, left + wide, y(tick), "rule"),
+            svg_text(left - 8, y(tick) + 4, tick_label(tick), "muted small", "end"),
+            svg_text(x(tick), base + 16, tick_label(tick), "muted small", "middle"),
         ]
     body.append(f'<line x1="{x(0)}" y1="{y(0)}" x2="{x(1)}" y2="{y(1)}" class="mean"/>')
-    body.append(_text(x(0.09), y(0.02), "perfect", "muted small halo"))
+    body.append(svg_text(x(0.09), y(0.02), "perfect", "muted small halo"))
     path = " ".join(f"{x(p['confidence'])},{y(p['accuracy'])}" for p in curve)
     body.append(f'<polyline points="{path}" class="curve"/>')
     for point in curve:
@@ -232,10 +232,10 @@ def reliability_plot(key: str, curve: Sequence[dict[str, float]]) -> Markup:
         tip = round(base - 48 * point["count"] / most, 1)
         width = round(wide * (point["high"] - point["low"]) - 4, 1)
         body += [
-            _upright(x(point["confidence"]), y(high), y(low), "whisker"),
+            vline(x(point["confidence"]), y(high), y(low), "whisker"),
             _dot(x(point["confidence"]), y(point["accuracy"]), 4.5, "accent"),
             _rect(float(x(point["low"])) + 2, tip, width, round(base - tip, 1), "bar"),
-            _text(
+            svg_text(
                 x((point["low"] + point["high"]) / 2),
                 tip - 4,
                 f"{point['count']:,.0f}",
@@ -243,11 +243,12 @@ def reliability_plot(key: str, curve: Sequence[dict[str, float]]) -> Markup:
                 "middle",
             ),
         ]
-    body.append(_line(left, left + wide, base, "axis"))
+    body.append(hline(left, left + wide, base, "axis"))
     caption = "probability the model gave, and how many photos"
-    body.append(_text(left + wide, base + 34, caption, "muted small", "end"))
+    body.append(svg_text(left + wide, base + 34, caption, "muted small", "end"))
     said = "; ".join(
-        f"confidence {score(p['confidence'], 2)}, accuracy {score(p['accuracy'], 2)}, {p['count']:.0f} photos"
+        f"confidence {format_score(p['confidence'], 2)}, accuracy {format_score(p['accuracy'], 2)}, "
+        f"{p['count']:.0f} photos"
         for p in curve
     )
     return svg(key, "Reliability diagram: accuracy by confidence", said, 404, body, box="0 0 360 404")
@@ -257,20 +258,24 @@ def _pc(value: float) -> str:
     return f"{100 * value:.2f}%"
 
 
-def _tick(value: float) -> str:
-    return f"{value:.2f}".rstrip("0").rstrip(".").removeprefix("0") or "0"
+def tick_label(value: float) -> str:
+    """Label of an axis without trailing zeros: `0.25`, `0.5`, `1`."""
+    return f"{value:.2f}".rstrip("0").rstrip(".") or "0"
 
 
-def _text(x: object, y: float, text: str, tone: str, anchor: str = "start", shift: int = 0) -> str:
+def svg_text(x: object, y: float, text: str, tone: str, anchor: str = "start", shift: int = 0) -> str:
+    """A text element; `shift` moves it to the right by so many pixels."""
     moved = f' dx="{shift}"' if shift else ""
     return f'<text x="{x}" y="{y:g}"{moved} text-anchor="{anchor}" class="{tone}">{escape(text)}</text>'
 
 
-def _line(x1: object, x2: object, y: float, tone: str) -> str:
+def hline(x1: object, x2: object, y: float, tone: str) -> str:
+    """A horizontal line."""
     return f'<line x1="{x1}" x2="{x2}" y1="{y:g}" y2="{y:g}" class="{tone}"/>'
 
 
-def _upright(x: object, y1: float, y2: float, tone: str) -> str:
+def vline(x: object, y1: float, y2: float, tone: str) -> str:
+    """A vertical line."""
     return f'<line x1="{x}" x2="{x}" y1="{y1:g}" y2="{y2:g}" class="{tone}"/>'
 
 

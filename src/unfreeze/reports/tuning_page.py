@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
 from unfreeze.core.files import atomic_write
-from unfreeze.core.format import number, score, seconds
+from unfreeze.core.format import format_percent, format_score, format_seconds, pluralize
 from unfreeze.reports.html import stylesheet, templates
 from unfreeze.reports.run_report import no_break
 from unfreeze.reports.svg import ScoreRow, bars, score_rows, svg
 
 if TYPE_CHECKING:
-    from unfreeze.analysis.aligned_runs import Figure
     from unfreeze.analysis.tuning.search import Row
     from unfreeze.analysis.tuning.tune import Tuning
 
@@ -57,21 +57,21 @@ def render(found: Tuning, command: str = "") -> str:
         .render(
             found=found,
             finding=found.sentence.replace(" -", " \N{MINUS SIGN}"),
-            counted=f"{number(found.photos, 'photo')} in {number(found.groups, 'group')}, "
-            f"{number(found.tried, 'recipe')}, {seconds(_seconds(found))} of learning",
+            counted=f"{pluralize(found.photos, 'photo')} in {pluralize(found.groups, 'group')}, "
+            f"{pluralize(found.tried, 'recipe')}, {format_seconds(_seconds(found))} of learning",
             scores=score_rows(
                 "scores",
                 [
-                    ScoreRow("The recipe given", _interval(found.base), quiet=True),
-                    ScoreRow("What searching gives", _interval(found.nested)),
-                    ScoreRow("The best recipe's run", _interval(found.shown), quiet=True),
+                    ScoreRow("The recipe given", asdict(found.base), quiet=True),
+                    ScoreRow("What searching gives", asdict(found.nested)),
+                    ScoreRow("The best recipe's run", asdict(found.shown), quiet=True),
                 ],
             ),
             history=history(rows),
             importance=bars(
                 "importance",
                 "Share of the score's variance that each key explains",
-                [(key, share, f"{100 * share:.0f} %") for key, share in found.importance.items()],
+                [(key, share, format_percent(share)) for key, share in found.importance.items()],
                 left=48,
             )
             if found.importance
@@ -104,7 +104,7 @@ def history(rows: Sequence[Row]) -> Markup:
     body = []
     for value in (low, (low + high) / 2, high):
         body.append(f'<line x1="{x(0)}" x2="{_LAST}%" y1="{y(value)}" y2="{y(value)}" class="rule"/>')
-        body.append(f'<text x="0" y="{y(value)}" dy="4" class="muted small">{score(value)}</text>')
+        body.append(f'<text x="0" y="{y(value)}" dy="4" class="muted small">{format_score(value)}</text>')
     best, since = 0.0, 0  # best score so far and its trial; trial 0, the given recipe, is never pruned
     for r in rows:
         if r.state == "complete" and r.value > best:
@@ -114,7 +114,7 @@ def history(rows: Sequence[Row]) -> Markup:
             best, since = r.value, r.number
     body.append(_step(x(since), y(best), x(rows[-1].number), y(best)))
     for r in scored:
-        said = f"recipe {r.number}: {score(r.scores[-1])}" + (", given up early" if r.state == "pruned" else "")
+        said = f"recipe {r.number}: {format_score(r.scores[-1])}" + (", given up early" if r.state == "pruned" else "")
         tone = "dot accent" if r.state == "complete" else "dot hollow"
         place = f'cx="{x(r.number)}" cy="{y(r.scores[-1])}" r="4"'
         body.append(f'<circle {place} class="{tone}"><title>{escape(said)}</title></circle>')
@@ -122,7 +122,7 @@ def history(rows: Sequence[Row]) -> Markup:
     body.append(
         f'<text x="{_LAST}%" y="{bottom + 24}" text-anchor="end" class="muted small">recipe {rows[-1].number}</text>'
     )
-    said = f"{len(scored)} recipes, the first {score(scored[0].scores[-1])}, the best {score(best)}"
+    said = f"{len(scored)} recipes, the first {format_score(scored[0].scores[-1])}, the best {format_score(best)}"
     title = "Macro F1 in the search, by the order in which recipes were tried"
     return svg("history", title, said, bottom + 32, body)
 
@@ -135,10 +135,10 @@ def _row(row: Row, best: bool) -> dict[str, Any]:
     return {
         "number": row.number,
         "best": best,
-        "score": score(row.scores[-1]) if row.scores else "",
+        "score": format_score(row.scores[-1]) if row.scores else "",
         "state": {"complete": "", "pruned": f"given up after {len(row.scores)}", "failed": "not fitted"}[row.state],
         "changes": _written(row.changes),
-        "seconds": seconds(row.seconds),
+        "seconds": format_seconds(row.seconds),
         "note": row.note,
     }
 
@@ -151,7 +151,3 @@ def _written(changes: dict[str, Any]) -> list[str]:
 def _seconds(found: Tuning) -> float:
     """Total time of all trials, including those of earlier, interrupted processes."""
     return sum(row.seconds for one in found.searches for row in one.rows)
-
-
-def _interval(figure: Figure) -> dict[str, float]:
-    return {"value": figure.value, "low": figure.low, "high": figure.high}

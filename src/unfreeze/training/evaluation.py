@@ -21,7 +21,7 @@ from unfreeze.training.linear_probe.repeats import repeat, wanted
 from unfreeze.training.linear_probe.strategy import Probe
 
 HEADLINES = ("accuracy", "macro_f1", "log_loss")
-_WIDTH = 3.92  # width of a 95 % interval in standard errors
+_WIDTH = 3.92  # width of a 95% interval in standard errors
 
 
 def evaluate(work: FitContext, outcome: StrategyResult, fitted: Probe | None) -> tuple[StrategyResult, Scores]:

@@ -320,9 +320,9 @@ def test_contrast_is_at_least_that_of_wcag_aa(run: Run, file: Path, browser: Any
 
 
 CONTRAST = """() => {
-  const linear = (x) => x <= .04045 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4;
+  const linear = (x) => x <= .04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4;
   const light = (c) => { const v = c.map((x) => linear(x / 255));
-    return .2126 * v[0] + .7152 * v[1] + .0722 * v[2]; };
+    return 0.2126 * v[0] + 0.7152 * v[1] + 0.0722 * v[2]; };
   const parse = (s) => (s.match(/[\\d.]+/g) || []).map(Number);
   const behind = (e) => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor);
     if (c.length === 3 || c[3] === 1) return c; } return [255, 255, 255]; };
@@ -334,7 +334,7 @@ CONTRAST = """() => {
     const s = getComputedStyle(e), back = behind(e), alpha = Number(s.opacity);
     const ink = parse(s.color).slice(0, 3).map((x, i) => x * alpha + back[i] * (1 - alpha));
     const [a, b] = [light(ink), light(back)].sort((x, y) => y - x);
-    if ((a + .05) / (b + .05) < 4.5) low.push(`${e.tagName} ${e.textContent.trim().slice(0, 20)}`);
+    if ((a + 0.05) / (b + 0.05) < 4.5) low.push(`${e.tagName} ${e.textContent.trim().slice(0, 20)}`);
   }
   return low;
 }"""

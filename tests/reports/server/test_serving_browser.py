@@ -64,7 +64,7 @@ def test_a_photo_that_is_dropped_is_predicted(
     assert "It knows 3 classes and is right in" in page.locator("#meaning").inner_text()
     drop(page, "first.jpg", photo)
     page.locator("#answer", has_text="red, ").wait_for()
-    assert page.locator("#answer").inner_text() == f"red, {100 * truth.max():.0f}\u00a0%"
+    assert page.locator("#answer").inner_text() == f"red, {100 * truth.max():.0f}%"
     assert re.search(r"were correct|no out-of-fold prediction", page.locator("#meaning").inner_text())
     assert page.locator("#bars th").all_inner_texts() == [direct.classes[i] for i in (-truth).argsort()]
     assert page.locator("#caption").inner_text() == "first.jpg" and page.locator("#canvas").is_visible()

@@ -166,8 +166,8 @@ def test_curves_have_round_axes_and_stand_infinite_losses() -> None:
         {"fold": f, "epoch": e, "train_loss": loss} for f, e, loss in ((0, 1, 0.0106), (0, 2, 0.004), (1, 1, 0.009))
     ]
     (found,) = curves(rows)
-    assert found["said"] == "2 folds so far; fold 1 is at .009 after epoch 1." and ">0.02</text>" in found["plot"]
-    assert curves(rows, over=True)[0]["said"] == "At the end .004 to .009 over 2 folds."
+    assert found["said"] == "2 folds so far; fold 1 is at 0.009 after epoch 1." and ">0.02</text>" in found["plot"]
+    assert curves(rows, over=True)[0]["said"] == "At the end 0.004 to 0.009 over 2 folds."
     assert curves([{"fold": 0, "epoch": 1, "train_loss": float("inf")}]) == []
     assert ">1</text>" in curves([{"fold": 0, "epoch": 1, "train_loss": 0.0}])[0]["plot"]
 

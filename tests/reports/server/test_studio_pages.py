@@ -347,7 +347,7 @@ def test_pages_of_photos_cover_all_of_them_once(tmp_path: Path) -> None:
 def test_an_unfinished_run_shows_its_curves(client: TestClient) -> None:
     page = client.get("/runs/open").text
     assert "was interrupted" in page and "Training loss" in page and page.count("<polyline") == 4
-    assert "2 folds so far; fold 1 is at .333 after epoch 2." in page
+    assert "2 folds so far; fold 1 is at 0.333 after epoch 2." in page
 
 
 def test_two_runs_are_held_against_each_other(client: TestClient) -> None:

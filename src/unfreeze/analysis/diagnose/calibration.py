@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from unfreeze.analysis.diagnose.cause import Cause, Severity, format_interval, plain, severity_of, zero
+from unfreeze.analysis.diagnose.cause import Cause, Severity, severity_of, zero
 from unfreeze.analysis.diagnose.context import DiagnosisContext
+from unfreeze.core.format import format_estimate, format_score
 from unfreeze.metrics.bootstrap import Sum, bootstrap_group_sums, group_ids, interval
 from unfreeze.metrics.calibration import RULES, fit_scaling, nested_decisions, nested_scaling
 from unfreeze.metrics.classification import BINS, bin_index, calibration_error
@@ -62,8 +63,8 @@ def _meant(case: DiagnosisContext) -> Cause:
         severity = "warning" if before >= (SURE if over else TIMID) else "info"
     how = "overconfident" if over else "underconfident"
     text = (
-        f"The expected calibration error is {format_interval(ece)}; with temperature scaling ({temperature:.2f}), "
-        f"fitted inside the folds, {plain(after['value'])}. The predicted class stays the same."
+        f"The expected calibration error is {format_estimate(ece)}; with temperature scaling ({temperature:.2f}), "
+        f"fitted inside the folds, {format_score(after['value'])}. The predicted class stays the same."
     )
     if severity == "none":
         return Cause(MEANT, "none", text, zero(), details=details)
@@ -95,13 +96,13 @@ def _called(case: DiagnosisContext) -> Cause:
     what = "an offset for each class" if best == "each class" else "a power of the class shares"
     if cost["low"] <= 0:
         text = f"{what[0].upper()}{what[1:]}, fitted inside the folds, does not raise macro F1 significantly"
-        return Cause(CALLED, severity, f"{text}: {format_interval(cost, True)}.", cost, details=details)
+        return Cause(CALLED, severity, f"{text}: {format_estimate(cost, signed=True)}.", cost, details=details)
     up = case.run.classes[int(offsets.argmax())]
     return Cause(
         CALLED,
         severity,
         f"The most probable class does not maximize macro F1: {what}, fitted inside the folds, adds "
-        f"{format_interval(cost, True)}; '{up}' is predicted too rarely.",
+        f"{format_estimate(cost, signed=True)}; '{up}' is predicted too rarely.",
         cost,
         "Weigh small classes more in training (balance.loss), or add the offsets of diagnosis.json to the "
         "log-probabilities.",

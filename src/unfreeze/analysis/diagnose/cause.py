@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from unfreeze.core.format import Interval
+
 Severity = Literal["error", "warning", "info", "none"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info", "none")
-Figure = dict[str, float]
 
 # Cost in macro F1 from which a cause is an error, a warning or info, provided that its interval lies above 0.
 ERROR, WARNING, INFO = 0.05, 0.02, 0.005
@@ -21,7 +22,7 @@ class Cause:
         name: "family: cause", for example "leakage: copies across folds".
         severity: Severity.
         evidence: One sentence.
-        cost: Macro F1 that the cause costs, or by which it inflates the score: {"value", "low", "high"}, 95 % interval
+        cost: Macro F1 that the cause costs, or by which it inflates the score: {"value", "low", "high"}, 95% interval
             over groups; None if it cannot be expressed in macro F1.
         remedy: What to do; empty if nothing.
         command: Command that does it; empty if there is none.
@@ -32,7 +33,7 @@ class Cause:
     name: str
     severity: Severity
     evidence: str
-    cost: Figure | None = None
+    cost: Interval | None = None
     remedy: str = ""
     command: str = ""
     measured: bool = True
@@ -48,7 +49,7 @@ def not_measured(name: str, why: str, remedy: str = "", command: str = "") -> Ca
     return Cause(name, "none", f"Not measured: {why}.", None, remedy, command, measured=False)
 
 
-def severity_of(cost: Figure | None, most: Severity = "error") -> Severity:
+def severity_of(cost: Interval | None, most: Severity = "error") -> Severity:
     """Severity by the thresholds above, at most `most`; none if the interval includes 0."""
     if cost is None or cost["value"] < INFO or cost["low"] <= 0:
         return "none"
@@ -74,18 +75,6 @@ def in_order(causes: list[Cause]) -> list[Cause]:
     )
 
 
-def format_interval(figure: Figure, sign: bool = False) -> str:
-    """Format an estimate as `.770 (.741 to .796)`, or with signs as `+0.023 (-0.004 to +0.050)`."""
-    value, low, high = (f"{figure[end]:+.3f}" if sign else plain(figure[end]) for end in ("value", "low", "high"))
-    return f"{value} ({low} to {high})"
-
-
-def plain(value: float) -> str:
-    """Format a score as `.770`."""
-    text = f"{value:.3f}"
-    return text.removeprefix("0") if 0 <= value < 1 else text
-
-
-def zero() -> Figure:
+def zero() -> Interval:
     """A cost of exactly 0."""
     return {"value": 0.0, "low": 0.0, "high": 0.0}

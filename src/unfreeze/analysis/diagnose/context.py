@@ -141,7 +141,7 @@ class DiagnosisContext:
 
     @property
     def gone(self) -> str:
-        """Reason why measurements on the images are not possible; empty if at most 10 % are missing or changed."""
+        """Reason why measurements on the images are not possible; empty if at most 10% are missing or changed."""
         lost = int((~self.same[self.inside]).sum())
         if lost <= 0.1 * len(self.inside):
             return ""

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from unfreeze.analysis.diagnose.calibration import calibration
-from unfreeze.analysis.diagnose.cause import Cause, Figure, format_interval, in_order, not_measured
+from unfreeze.analysis.diagnose.cause import Cause, in_order, not_measured
 from unfreeze.analysis.diagnose.context import DiagnosisContext, FoldPredictions, fold_predictions, open_case
 from unfreeze.analysis.diagnose.exported_file import check_exported
 from unfreeze.analysis.diagnose.label_noise import wrong_labels
@@ -29,6 +29,7 @@ from unfreeze.analysis.diagnose.shift import forecast_score, shift
 from unfreeze.core.dataset import probability_columns
 from unfreeze.core.errors import StorageError, UnfreezeError
 from unfreeze.core.files import write_json
+from unfreeze.core.format import Interval, format_estimate
 from unfreeze.core.messages import Brief
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe_schema import Source
@@ -41,7 +42,7 @@ VERSION = 1
 
 @dataclass(frozen=True, repr=False)
 class Diagnosis(Brief):
-    """Result of `diagnose`. Estimates are {"value", "low", "high"} with 95 % intervals over groups.
+    """Result of `diagnose`. Estimates are {"value", "low", "high"} with 95% intervals over groups.
 
     Attributes:
         run: Path of the run.
@@ -57,9 +58,9 @@ class Diagnosis(Brief):
 
     run: str
     causes: tuple[Cause, ...]
-    score: Figure
-    expected: Figure | None
-    real: Figure | None
+    score: Interval
+    expected: Interval | None
+    real: Interval | None
     test: str
     test_photos: int
     notes: tuple[str, ...]
@@ -75,16 +76,20 @@ class Diagnosis(Brief):
     def sentence(self) -> str:
         """The result in one sentence."""
         first = self.first
-        scores = f"macro F1 is {format_interval(self.score)} out of fold"
+        scores = f"macro F1 is {format_estimate(self.score)} out of fold"
         if self.expected:
-            scores += f", {format_interval(self.expected)} is expected on {self.test}"
+            scores += f", {format_estimate(self.expected)} is expected on {self.test}"
         if self.real:
-            scores += f", and {format_interval(self.real)} is measured there"
+            scores += f", and {format_estimate(self.real)} is measured there"
         missing = sum(not cause.measured for cause in self.causes)
         rest = f" {missing} cause(s) could not be measured." if missing else ""
         if first is None:
             return f"No problem found: {scores}.{rest}"
-        cost = f" ({format_interval(first.cost, True)} of macro F1)" if first.cost and first.cost["value"] > 0 else ""
+        cost = (
+            f" ({format_estimate(first.cost, signed=True)} of macro F1)"
+            if first.cost and first.cost["value"] > 0
+            else ""
+        )
         return f"First look at {first.name}{cost}: {scores}.{rest}"
 
     def table(self) -> pd.DataFrame:

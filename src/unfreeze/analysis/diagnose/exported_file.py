@@ -9,19 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unfreeze.analysis.diagnose.cause import (
-    Cause,
-    Severity,
-    format_interval,
-    max_severity,
-    not_measured,
-    severity_of,
-    zero,
-)
+from unfreeze.analysis.diagnose.cause import Cause, Severity, max_severity, not_measured, severity_of, zero
 from unfreeze.analysis.diagnose.preprocessing import CALLS, FAULTS, LARGE
 from unfreeze.core.dataset import probability_columns
 from unfreeze.core.errors import StorageError, UnfreezeError
 from unfreeze.core.files import read_json
+from unfreeze.core.format import format_estimate
 from unfreeze.core.messages import wording
 from unfreeze.core.progress import Reporter
 from unfreeze.core.runs import Run, as_run
@@ -124,7 +117,8 @@ def _checked(run: Run, file: Path, reporter: Reporter) -> Cause:
         NAME,
         max_severity(severity_of(cost), least),
         f"The exported file disagrees with the run: of {photos} images {changed:.0%} get another class, and a "
-        f"probability differs by up to {largest:.2f} ({runtime}); this costs {format_interval(cost, True)} of macro F1"
+        f"probability differs by up to {largest:.2f} ({runtime}); this costs "
+        f"{format_estimate(cost, signed=True)} of macro F1"
         f"{f'. It agrees if {fault}' if fault else ''}.",
         cost,
         "Give the file what its metadata asks for (uint8 RGB, the upright photo's centre square), or export it again.",

@@ -6,10 +6,11 @@ import shlex
 
 import numpy as np
 
-from unfreeze.analysis.diagnose.cause import Cause, format_interval, min_severity, not_measured, severity_of
+from unfreeze.analysis.diagnose.cause import Cause, min_severity, not_measured, severity_of
 from unfreeze.analysis.diagnose.context import DiagnosisContext
 from unfreeze.analysis.label_issues import count_sentence, find_run_label_issues
 from unfreeze.core.errors import UnfreezeError
+from unfreeze.core.format import format_estimate
 from unfreeze.metrics.calibration import fit_scaling
 
 WRONG = "labels: wrong ones"
@@ -39,14 +40,14 @@ def wrong_labels(case: DiagnosisContext) -> Cause:
     if found.wrong["value"] < _SHARE * found.photos or found.on_errors < _ERRORS or too_sure:
         severity = min_severity(severity, "info")
     if severity == "none" or not found.detected:
-        cost = f"; they cost {format_interval(found.cost, True)} of macro F1" if found.detected else ""
+        cost = f"; they cost {format_estimate(found.cost, signed=True)} of macro F1" if found.detected else ""
         return Cause(WRONG, "none", f"{head}{cost}.", found.cost, details=details)
     run = shlex.quote(str(case.run.path))
     return Cause(
         WRONG,
         severity,
         f"{head}, and {found.on_errors:.0%} of the errors lie on them; by the right labels the macro F1 of the same "
-        f"predictions would be {format_interval(found.cost, True)} higher.",
+        f"predictions would be {format_estimate(found.cost, signed=True)} higher.",
         found.cost,
         "Look at the suspects and decide; then fit again with the corrections.",
         f"unfreeze review {run}",

@@ -15,20 +15,12 @@ from pathlib import PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from unfreeze.analysis.diagnose.cause import (
-    Cause,
-    Severity,
-    format_interval,
-    max_severity,
-    not_measured,
-    plain,
-    severity_of,
-    zero,
-)
+from unfreeze.analysis.diagnose.cause import Cause, Severity, max_severity, not_measured, severity_of, zero
 from unfreeze.analysis.diagnose.context import DiagnosisContext
 from unfreeze.analysis.diagnose.refit import Refit
 from unfreeze.core.arrays import F32, F64, Rows
 from unfreeze.core.errors import join_names
+from unfreeze.core.format import format_estimate, format_score
 from unfreeze.core.messages import option
 from unfreeze.core.names import nfc
 from unfreeze.data.duplicates import connected_groups
@@ -228,7 +220,7 @@ def _across(case: DiagnosisContext, refit: Refit | str, given: Rows, rows: Rows)
                 GROUPS,
                 max_severity(severity_of(cost), "warning"),
                 f"{int(torn.sum()):,} of {len(rows):,} images were predicted by a model trained on their group; "
-                f"with groups kept together macro F1 is {format_interval(cost, True)} lower{refit.said}.",
+                f"with groups kept together macro F1 is {format_estimate(cost, signed=True)} lower{refit.said}.",
                 cost,
                 "Use the score with groups kept together, and fit with folds.use_groups=true.",
                 f"{fit} --set folds.use_groups=true",
@@ -248,7 +240,7 @@ def _across(case: DiagnosisContext, refit: Refit | str, given: Rows, rows: Rows)
                 COPIES,
                 max_severity(severity_of(cost), "warning" if copied.mean() >= 0.01 else "info"),
                 f"{int(copied.sum()):,} of {len(rows):,} photos have an exact or near copy in another fold; with "
-                f"copies together macro F1 is {format_interval(cost, True)} lower{refit.said}.",
+                f"copies together macro F1 is {format_estimate(cost, signed=True)} lower{refit.said}.",
                 cost,
                 "Remove the copies, or keep them in one fold with folds.group_duplicates=true.",
                 f"{fit} --set folds.use_groups=true --set folds.group_duplicates=true",
@@ -273,8 +265,8 @@ def _whole(case: DiagnosisContext, refit: Refit | str, rows: Rows) -> Cause:
         alone = np.arange(len(case.labels), dtype=np.int64)
         every = np.ones(len(case.labels), bool)
         figure = _flattered(case, refit, refit.dealt(alone), refit.dealt(case.units), every)
-        how = f"{format_interval(figure, True)} of macro F1 more, which is optimistic"
-        how = how if figure["low"] > 0 else f"about the same ({format_interval(figure, True)})"
+        how = f"{format_estimate(figure, signed=True)} of macro F1 more, which is optimistic"
+        how = how if figure["low"] > 0 else f"about the same ({format_estimate(figure, signed=True)})"
         promised = f"; an image-level split would have reported {how}{refit.said}"
         details["random_split"] = figure
     return Cause(GROUPS, "none", f"No group or duplicate is split across folds{promised}.", zero(), details=details)
@@ -305,7 +297,7 @@ def _hidden(case: DiagnosisContext, refit: Refit | str) -> Cause:
         max_severity(severity_of(cost), "info"),
         f"By {first.how} {first.groups:,} groups of photos belong together ({example}), and their features agree "
         f"(more alike than others of the class in {first.alike:.0%} of pairs); with them whole macro F1 is "
-        f"{format_interval(cost, True)} lower{refit.said}.",
+        f"{format_estimate(cost, signed=True)} lower{refit.said}.",
         cost,
         f"If they are one person, plant or thing each, name the groups ({option('group_regex')}, or a column) and fit "
         "again.",
@@ -337,11 +329,11 @@ def _in_test(case: DiagnosisContext) -> Cause:
         return Cause(TESTED, "none", f"None of {len(seen):,} test photos is a copy of a training photo.", zero())
     share = float(seen.mean())
     cost = None
-    flattered = f"the test score can be optimistic by up to {plain(share * (1 - case.score))}"
+    flattered = f"the test score can be optimistic by up to {format_score(share * (1 - case.score))}"
     if case.test.labelled and not isinstance(case.answers, str) and len(np.unique(case.test.labels[~seen])) > 1:
         called = case.answers.mean.argmax(1)
         cost = _copies_cost(case.test.labels, called, seen, case.test.groups, case.classes)
-        flattered = f"they raise the test score by {format_interval(cost, True)}"
+        flattered = f"they raise the test score by {format_estimate(cost, signed=True)}"
     least: Severity = "warning" if share >= 0.01 else "info"
     return Cause(
         TESTED,

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from unfreeze.analysis.diagnose.cause import Cause, Figure, format_interval, not_measured, severity_of
+from unfreeze.analysis.diagnose.cause import Cause, not_measured, severity_of
 from unfreeze.analysis.diagnose.context import DiagnosisContext, fold_predictions
 from unfreeze.analysis.diagnose.refit import Refit
 from unfreeze.analysis.learning_curve import learning_curve
 from unfreeze.core.errors import UnfreezeError
+from unfreeze.core.format import Interval, format_estimate
 from unfreeze.core.runs import read_log
 from unfreeze.metrics.differences import paired_difference
 
@@ -41,7 +42,7 @@ def _closely(case: DiagnosisContext, refit: Refit | str) -> Cause:
     weaker = not networks and isinstance(refit, Refit) and _weaker(case, refit)
     details: dict[str, Any] = {"gap": gap, "epochs": epochs(case) if networks else []}
     seen = (
-        f"On its training images a model's macro F1 is {format_interval(gap, True)} higher than out of fold"
+        f"On its training images a model's macro F1 is {format_estimate(gap, signed=True)} higher than out of fold"
         if gap
         else ""
     )
@@ -52,12 +53,12 @@ def _closely(case: DiagnosisContext, refit: Refit | str) -> Cause:
         )
     cost = against
     if cost["value"] <= 0 or cost["low"] <= 0:
-        tail = f"{better} does not score significantly higher ({format_interval(cost, True)})"
+        tail = f"{better} does not score significantly higher ({format_estimate(cost, signed=True)})"
         return Cause(LEARNT, severity_of(cost), f"{seen}; {tail}.", cost, details=details)
     return Cause(
         LITTLE if weaker else LEARNT,
         severity_of(cost),
-        f"{seen}; {better} scores {format_interval(cost, True)} more out of fold.",
+        f"{seen}; {better} scores {format_estimate(cost, signed=True)} more out of fold.",
         cost,
         remedy,
         command,
@@ -65,7 +66,7 @@ def _closely(case: DiagnosisContext, refit: Refit | str) -> Cause:
     )
 
 
-def training_gap(case: DiagnosisContext) -> Figure | None:
+def training_gap(case: DiagnosisContext) -> Interval | None:
     """Macro F1 on training images minus out-of-fold macro F1, paired over groups.
 
     Each image is predicted by the model of the next fold, which was trained on it.
@@ -113,7 +114,7 @@ def epochs(case: DiagnosisContext) -> list[dict[str, Any]]:
     return out
 
 
-def _penalty(case: DiagnosisContext, refit: Refit | str) -> tuple[Figure | None, str, str, str]:
+def _penalty(case: DiagnosisContext, refit: Refit | str) -> tuple[Interval | None, str, str, str]:
     """For a probe: out-of-fold gain of a wider range of penalties, selected within each training fold as usual."""
     if isinstance(refit, str):
         return None, "", "", refit
@@ -133,7 +134,7 @@ def _weaker(case: DiagnosisContext, refit: Refit) -> bool:
     return bool(own and refit.strengths and np.median(refit.strengths) > np.median(own))
 
 
-def _probe(case: DiagnosisContext, refit: Refit | str) -> tuple[Figure | None, str, str, str]:
+def _probe(case: DiagnosisContext, refit: Refit | str) -> tuple[Interval | None, str, str, str]:
     """For a network: gain of the probe that training started from, or of a probe on the same images."""
     command = f"unfreeze fit {case.source} --strategy probe"
     remedy = "Train fewer stages, for fewer epochs or at a lower learning rate, or freeze the backbone."

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unfreeze.analysis.diagnose.cause import Cause, Severity, format_interval, max_severity, not_measured, severity_of
+from unfreeze.analysis.diagnose.cause import Cause, Severity, max_severity, not_measured, severity_of
 from unfreeze.analysis.diagnose.context import DiagnosisContext, bypass_cache, fold_predictions
 from unfreeze.core.arrays import F64, Rows
 from unfreeze.core.errors import PhotoError, UnfreezeError
+from unfreeze.core.format import format_estimate
 from unfreeze.core.messages import option
 from unfreeze.core.progress import Reporter
 from unfreeze.data.decode import Pixels, decode, read_bytes
@@ -110,7 +111,7 @@ def parity(case: DiagnosisContext) -> Cause:
         max_severity(severity_of(cost), least),
         f"Preprocessing differs between prediction and training: of {len(rows)} images decoded again "
         f"{changed:.0%} get another class, and a probability differs by up to {largest:.2f}; this costs "
-        f"{format_interval(cost, True)} of macro F1{f'. It agrees if {fault}' if fault else ''}.",
+        f"{format_estimate(cost, signed=True)} of macro F1{f'. It agrees if {fault}' if fault else ''}.",
         cost,
         "Training and prediction must decode identically: if unfreeze or a decoder has changed, fit again with "
         f"{option('force', True)}; `unfreeze cache --clear` deletes what the other version computed.",

@@ -16,20 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfreeze.analysis.dataset_shift import PLAIN, SLIGHT, DatasetComparison, compare_datasets
-from unfreeze.analysis.diagnose.cause import (
-    WARNING,
-    Cause,
-    Figure,
-    Severity,
-    format_interval,
-    max_severity,
-    not_measured,
-    plain,
-    severity_of,
-)
+from unfreeze.analysis.diagnose.cause import WARNING, Cause, Severity, max_severity, not_measured, severity_of
 from unfreeze.analysis.diagnose.context import DiagnosisContext, TestSet
 from unfreeze.core.arrays import F64
 from unfreeze.core.errors import UnfreezeError
+from unfreeze.core.format import Interval, format_estimate, format_score
 from unfreeze.data.scan import ImageScan
 from unfreeze.metrics.bootstrap import group_weights, interval, weighted_confusion
 from unfreeze.metrics.classification import macro_f1, score_predictions
@@ -195,9 +186,9 @@ def _shares(case: DiagnosisContext, foreseen: ScoreForecast) -> Cause:
         SHARES,
         max_severity(severity_of(cost), "info"),
         f"The class shares of the test photos differ: '{case.run.classes[most]}' is estimated as {share['value']:.0%} "
-        f"({share['low']:.0%} to {share['high']:.0%}) of them{by_labels} and is {expected.training[most]:.0%} of "
+        f"[{share['low']:.0%}, {share['high']:.0%}] of them{by_labels} and is {expected.training[most]:.0%} of "
         f"training; under {'these' if true is None else 'their real'} shares macro F1 is "
-        f"{format_interval(cost, True)} lower.",
+        f"{format_estimate(cost, signed=True)} lower.",
         cost,
         "Evaluate with the class shares of the application; if the test set has them, adjust the probabilities "
         "(unfreeze.metrics.two_sample_test.adjust_to_priors).",
@@ -221,23 +212,23 @@ def _look(case: DiagnosisContext, test: TestSet, foreseen: ScoreForecast) -> Cau
     sentence = found.sentence.rstrip(".")
     if not found.apart or found.result.auc < SLIGHT:
         if cost and severity_of(cost) == "error":  # less confident although the features do not differ
-            size = format_interval(cost, True)
+            size = format_estimate(cost, signed=True)
             text = f"{sentence}; but the model is less confident on them, which would cost {size} of macro F1"
             return Cause(LOOK, "warning", f"{text}.", cost, _REMEDY, _command(case, test), details=details)
         return Cause(LOOK, "none", f"{sentence}.", None, details=details)
     plain: Severity = "warning" if found.result.auc >= PLAIN else "info"
     tail = (
-        f"; by the model's confidence, its score on them is at least {format_interval(cost, True)} lower"
+        f"; by the model's confidence, its score on them is at least {format_estimate(cost, signed=True)} lower"
         if cost
         else ""
     )
     if foreseen.real:
         cost = details["real"] = _real_cost(case, test)
-        tail = f"{tail}; by their labels, at equal class shares, it is {format_interval(cost, True)} lower"
+        tail = f"{tail}; by their labels, at equal class shares, it is {format_estimate(cost, signed=True)} lower"
         if cost["high"] < WARNING:  # different in appearance, but with little effect
             plain = "info"
     if weighed:
-        tail += f" (on training images weighted to match them: {format_interval(weighed['cost'], True)} lower)"
+        tail += f" (on training images weighted to match them: {format_estimate(weighed['cost'], signed=True)} lower)"
     return Cause(
         LOOK,
         max_severity(severity_of(cost), plain),
@@ -249,7 +240,7 @@ def _look(case: DiagnosisContext, test: TestSet, foreseen: ScoreForecast) -> Cau
     )
 
 
-def _cost_of_shares(case: DiagnosisContext, test: TestSet) -> Figure:
+def _cost_of_shares(case: DiagnosisContext, test: TestSet) -> Interval:
     """Out-of-fold macro F1 minus the same reweighted to the true class shares of the test images."""
     rows, classes = case.inside, case.classes
     labels, called = case.labels[rows], case.proba[rows].argmax(1)
@@ -262,7 +253,7 @@ def _cost_of_shares(case: DiagnosisContext, test: TestSet) -> Figure:
     return _over_both(case, test.groups, lost)
 
 
-def _real_cost(case: DiagnosisContext, test: TestSet) -> Figure:
+def _real_cost(case: DiagnosisContext, test: TestSet) -> Interval:
     """Out-of-fold macro F1, reweighted to the true class shares of the test images, minus the macro F1 on them."""
     assert not isinstance(case.answers, str)
     good = np.flatnonzero(np.isfinite(case.answers.mean).all(1))
@@ -284,7 +275,7 @@ def _brought(judged: F64, wanted: F64) -> F64:
     return np.asarray(judged * np.divide(wanted, share, out=np.zeros_like(share), where=share > 0)[:, None])
 
 
-def _over_both(case: DiagnosisContext, groups: NDArray[np.int64], lost: Callable[[F64, F64], float]) -> Figure:
+def _over_both(case: DiagnosisContext, groups: NDArray[np.int64], lost: Callable[[F64, F64], float]) -> Interval:
     """Evaluate `lost` on weights of training and test images, with its bootstrap interval over groups of both."""
     rows, seed = case.inside, case.run.recipe.seed
     pairs = zip(group_weights(case.units[rows], 300, seed), group_weights(groups, 300, seed + 1), strict=True)
@@ -357,10 +348,10 @@ def _left(expected: ExpectedScore, real: dict[str, Any]) -> Cause:
     # The expected score has a prediction interval for this test set: its sampling error must not be added again.
     one, other = expected.macro_f1, float(real["macro_f1"]["value"])
     value = one["value"] - other
-    gap: Figure = {"value": value, "low": one["low"] - other, "high": one["high"] - other}
+    gap: Interval = {"value": value, "low": one["low"] - other, "high": one["high"] - other}
     numbers = (
-        f"expected {format_interval(expected.macro_f1)}, real {format_interval(real['macro_f1'])}, "
-        f"out of fold {plain(expected.judged)}"
+        f"expected {format_estimate(expected.macro_f1)}, real {format_estimate(real['macro_f1'])}, "
+        f"out of fold {format_score(expected.judged)}"
     )
     severity = severity_of(gap, "warning")
     if gap["low"] <= 0:

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from unfreeze.analysis.aligned_runs import Figure
 from unfreeze.analysis.fit import fit_runs
 from unfreeze.analysis.splits import search_splits
 from unfreeze.analysis.tuning.folder import (
@@ -35,6 +34,7 @@ from unfreeze.core.cache import stable_hash
 from unfreeze.core.dataset import ImageDataset, probability_columns, read_parquet
 from unfreeze.core.errors import MissingExtraError
 from unfreeze.core.files import atomic_write, regular_file, write_json, write_text
+from unfreeze.core.format import format_estimate
 from unfreeze.core.messages import Brief
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Recipe
@@ -43,6 +43,7 @@ from unfreeze.core.runs import SELECTION, Run
 from unfreeze.data.readers import ReadOptions, photos_of
 from unfreeze.metrics.classification import score_predictions
 from unfreeze.metrics.differences import paired_difference
+from unfreeze.metrics.intervals import Estimate
 from unfreeze.training.context import FitContext
 from unfreeze.training.crossval import detect_faces, prepare
 from unfreeze.training.fold_strategies import run_strategy
@@ -74,11 +75,11 @@ class Tuning(Brief):
     folder: str
     best: Recipe
     changes: dict[str, Any]
-    base: Figure
-    nested: Figure
-    gain: Figure
+    base: Estimate
+    nested: Estimate
+    gain: Estimate
     searched: float
-    shown: Figure
+    shown: Estimate
     chosen: tuple[dict[str, Any], ...]
     searches: tuple[Searched, ...]
     importance: dict[str, float]
@@ -96,7 +97,7 @@ class Tuning(Brief):
     def sentence(self) -> str:
         """The result in words."""
         gain, low, high = (100 * v for v in (self.gain.value, self.gain.low, self.gain.high))
-        between = f"95 % between {low:+.1f} and {high:+.1f}"
+        between = f"95% interval [{low:+.1f}, {high:+.1f}]"
         if self.tried == 1:
             return "Only the recipe given was tried: there was no time for another."
         if not self.changes:
@@ -116,7 +117,7 @@ class Tuning(Brief):
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON-compatible values; `searches` as rows."""
         out = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("best", "searches")}
-        out |= {key: asdict(value) for key, value in out.items() if isinstance(value, Figure)}
+        out |= {key: asdict(value) for key, value in out.items() if isinstance(value, Estimate)}
         out["searches"] = {
             one.side.name: {
                 "photos": one.side.photos,
@@ -228,10 +229,10 @@ def _answer(
     rows = np.flatnonzero(np.isfinite(nested[:, 0]) & np.isfinite(before[:, 0]))
     labels, units, seed = work.labels[rows], work.units[rows], work.recipe.seed
 
-    def figure(proba: F64) -> Figure:
-        return Figure(**score_predictions(labels, proba, units, work.photos.classes, seed=seed)["macro_f1"])
+    def figure(proba: F64) -> Estimate:
+        return Estimate(**score_predictions(labels, proba, units, work.photos.classes, seed=seed)["macro_f1"])
 
-    shown = Figure(**best.scores()["out_of_fold"]["macro_f1"])
+    shown = Estimate(**best.scores()["out_of_fold"]["macro_f1"])
     # The run was selected by its own score, so that the nested estimate is shown next to it everywhere.
     if changes:
         selection = {"by": "tune", "among": len(searches[0].distinct), "estimate": asdict(figure(nested[rows]))}
@@ -255,16 +256,16 @@ def _answer(
     )
 
 
-def _gain(labels: NDArray[np.int64], before: F64, after: F64, units: NDArray[np.int64], seed: int) -> Figure:
+def _gain(labels: NDArray[np.int64], before: F64, after: F64, units: NDArray[np.int64], seed: int) -> Estimate:
     """Gain in macro F1; exactly 0 if the search kept the given recipe."""
     if np.array_equal(before, after):
-        return Figure(0.0, 0.0, 0.0)
-    return Figure(**paired_difference(labels, before, after, units, seed=seed))
+        return Estimate(0.0, 0.0, 0.0)
+    return Estimate(**paired_difference(labels, before, after, units, seed=seed))
 
 
 def _as_toml(found: Tuning) -> str:
     """The best recipe as TOML, with its estimated score in the header comments."""
-    score_text = f"macro F1 {found.nested.value:.3f} ({found.nested.low:.3f} to {found.nested.high:.3f})"
+    score_text = f"macro F1 {format_estimate(asdict(found.nested))}"
     lines = [
         f"# Found by unfreeze tune among {found.tried} recipes, {found.photos} photos.",
         f"# {found.sentence}",

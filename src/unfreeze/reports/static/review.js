@@ -9,7 +9,7 @@ let index = 0;
 let busy = false;
 
 const correctionOf = (card) => deck.corrections[card.id];
-const percent = (p) => (p >= 0.995 ? "> 99 %" : p < 0.005 ? "< 1 %" : `${Math.round(100 * p)} %`);
+const percent = (p) => (p >= 0.995 ? "> 99%" : p < 0.005 ? "< 1%" : `${Math.round(100 * p)}%`);
 
 function element(name, text, className) {
   const made = document.createElement(name);

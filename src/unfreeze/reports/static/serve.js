@@ -6,7 +6,7 @@
   const drop = $("drop"), canvas = $("canvas"), file = $("file"), SHOWN = 12;
   let picture = null, map = null, turn = 0, asking = null;
 
-  const percent = (p) => (p >= 0.995 && p < 1 ? "> 99 %" : p > 0 && p < 0.005 ? "< 1 %" : `${Math.round(100 * p)}\u00a0%`);
+  const percent = (p) => (p >= 0.995 && p < 1 ? "> 99%" : p > 0 && p < 0.005 ? "< 1%" : `${Math.round(100 * p)}%`);
 
   function fail(text) {
     $("problem").textContent = text;
@@ -101,7 +101,7 @@
     const [low, high] = [sure.low, sure.high].map((v) => Math.round(100 * v));
     const said = sure.right === null
       ? `${word}: ${sure.meaning}.`
-      : `${word}: ${sure.meaning} (95 %: ${low}–${high} %), out of fold.`;
+      : `${word}: ${sure.meaning} [${low}%, ${high}%], out of fold.`;
     $("meaning").textContent = said.replaceAll(" %", "\u00a0%");
     $("said").textContent = `${found.label}, ${percent(sure.probability)}. ${word}.`;
     const rows = Object.entries(found.probabilities).sort((a, b) => b[1] - a[1]);
@@ -172,7 +172,7 @@
       pen.lineWidth = 1;
       pen.strokeRect(cx, cy, w / columns, h / rows);
       if (share < 0.05 || w / columns < 32) return;
-      const text = (value > 0 ? "+" : "−") + Math.abs(value).toFixed(1);
+      const text = (value > 0 ? "+" : "") + value.toFixed(1);
       pen.strokeStyle = "#1a1c1e";
       pen.lineWidth = size / 4;
       pen.strokeText(text, cx + w / columns / 2, cy + h / rows / 2);

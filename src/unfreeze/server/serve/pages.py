@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from unfreeze.core.format import number
+from unfreeze.core.format import pluralize
 from unfreeze.core.messages import unseen
 from unfreeze.inference.ensemble import Ensemble
 from unfreeze.inference.in_memory import InMemoryPredictor
@@ -43,7 +43,7 @@ def page(direct: InMemoryPredictor, limits: Limits, maps: bool) -> str:
             classes=info["classes"],
             networks=info["networks"],
             accuracy=accuracy["accuracy"],
-            photos=number(accuracy["photos"], "photo"),
+            photos=pluralize(accuracy["photos"], "photo"),
             unseen=accuracy["unseen"],
             limits=limits,
             maps=maps,

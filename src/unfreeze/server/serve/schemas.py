@@ -27,7 +27,7 @@ class Confidence(BaseModel):
         description="share of right predictions among out-of-fold photos it was about as sure of; null where `word` is "
         "unknown, as are `low` and `high`"
     )
-    low: float | None = Field(description="lower end of its 95 % interval, by resampling groups")
+    low: float | None = Field(description="lower end of its 95% interval, by resampling groups")
     high: float | None = Field(description="upper end of it")
     photos: int = Field(description="how many photos that share is of; 0 where `word` is unknown")
     meaning: str = Field(description="the same in words")

@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 
 from unfreeze.analysis.compare import Comparison, compare
 from unfreeze.core.errors import RunError
-from unfreeze.core.format import number, score
+from unfreeze.core.format import format_score, pluralize
 from unfreeze.core.messages import selection_sentence
 from unfreeze.core.runs import selection_of
 from unfreeze.reports import svg
@@ -117,15 +117,15 @@ def curves(rows: Sequence[Row], over: bool = False) -> list[dict[str, Any]]:
 def _said(folds: dict[int, list[tuple[int, float]]], over: bool) -> str:
     fold = max(folds)
     epoch, value = folds[fold][-1]
-    reached = score(value) if value < 1 else f"{value:.3f}"
+    reached = format_score(value) if value < 1 else f"{value:.3f}"
     if not over:
-        return f"{number(len(folds), 'fold')} so far; fold {fold} is at {reached} after epoch {epoch}."
+        return f"{pluralize(len(folds), 'fold')} so far; fold {fold} is at {reached} after epoch {epoch}."
     last = sorted(points[-1][1] for points in folds.values())
-    low, high = (score(v) if v < 1 else f"{v:.3f}" for v in (last[0], last[-1]))
+    low, high = (format_score(v) if v < 1 else f"{v:.3f}" for v in (last[0], last[-1]))
     return (
         f"At the end {reached}."
         if len(folds) == 1
-        else f"At the end {low} to {high} over {number(len(folds), 'fold')}."
+        else f"At the end {low} to {high} over {pluralize(len(folds), 'fold')}."
     )
 
 

@@ -16,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
 
 from unfreeze.core.errors import PhotoError, UnfreezeError
-from unfreeze.core.format import clipped, seconds
+from unfreeze.core.format import clipped, format_probability, format_seconds
 from unfreeze.core.processes import is_locked
 from unfreeze.reports.html import templates
 from unfreeze.server.access import AccessPolicy
@@ -44,7 +44,9 @@ class Studio:
 
     def __post_init__(self) -> None:
         self.environment = templates(run_url=run_url, quoted=lambda text: quote(text, safe=""), clipped=clipped)
-        self.environment.filters.update(seconds=seconds, percent=percent, shell=lambda path: shlex.quote(str(path)))
+        self.environment.filters.update(
+            seconds=format_seconds, probability=format_probability, shell=lambda path: shlex.quote(str(path))
+        )
 
     def page(self, template: str, status_code: int = 200, **context: Any) -> HTMLResponse:
         """Render a full page."""
@@ -154,8 +156,3 @@ def paged(total: int, number: int, base: str, **choice: str) -> dict[str, Any]:
         "previous": link(number - 1) if number > 1 else "",
         "next": link(number + 1) if number < pages else "",
     }
-
-
-def percent(share: float) -> str:
-    """Format as `97 %`, `> 99 %` or `< 1 %`."""
-    return "> 99 %" if share >= 0.995 else "< 1 %" if share < 0.005 else f"{share:.0%}".replace("%", " %")

@@ -15,7 +15,7 @@ from fastapi.responses import Response
 
 from unfreeze.core.dataset import SEVERITIES, ImageDataset
 from unfreeze.core.errors import RunError, UnfreezeError
-from unfreeze.core.format import clipped, number
+from unfreeze.core.format import clipped, pluralize
 from unfreeze.core.names import nfc
 from unfreeze.core.runs import read_log
 from unfreeze.reports import sections, svg
@@ -224,7 +224,7 @@ def predicted_images(
     what = " ".join(filter(None, [f"labelled “{label}”" if label else "", f"taken for “{called}”" if called else ""]))
     wrong = int((table["said"] != table["label"]).sum())
     every = only == "wrong"
-    finding = f"{number(len(table), 'wrong photo' if every else 'photo')}{' ' + what if what else ''}"
+    finding = f"{pluralize(len(table), 'wrong photo' if every else 'photo')}{' ' + what if what else ''}"
     finding += "." if every or (called and label) else f", {wrong:,} of them wrong."
     return {
         "finding": finding,
@@ -301,8 +301,8 @@ def overview(studio: Studio, source: DataSource, photos: ImageDataset) -> dict[s
         )
     groups = int(table["group"].nunique())
     grouped = groups < len(table)
-    sentence = f"{number(len(table), 'photo')} of {number(len(photos.classes), 'class', 'classes')}"
-    sentence += f" in {number(groups, 'group')}." if grouped else ", each photo its own group."
+    sentence = f"{pluralize(len(table), 'photo')} of {pluralize(len(photos.classes), 'class', 'classes')}"
+    sentence += f" in {pluralize(groups, 'group')}." if grouped else ", each photo its own group."
     runs = [row for row in studio.library.rows() if row["name"] == source.run]
     found = studio.library.findings(source)
     return {
@@ -376,7 +376,7 @@ def chosen_photos(
     ]
     groups = photos.table["group"].drop_duplicates()
     return {
-        "finding_said": f"{number(len(table), 'photo')} {' '.join(what)}".strip() + ".",
+        "finding_said": f"{pluralize(len(table), 'photo')} {' '.join(what)}".strip() + ".",
         "shots": shots,
         "pager": pager,
         "classes": list(enumerate(photos.classes)),

@@ -49,7 +49,7 @@ from unfreeze.training.fine_tune.memory import (
     trial_steps,
 )
 
-# Between ShuffleNetV2 (.24; bf16 is 0.76 times as fast as f32) and ConvNeXt (.16; 1.22 times).
+# Between ShuffleNetV2 (0.24; bf16 is 0.76 times as fast as f32) and ConvNeXt (0.16; 1.22 times).
 DEPTHWISE = 0.2
 # A gradient in lower precision is accepted within about 26 degrees of the f32 one: the gradients of two batches of real
 # data are further apart, so rounding is the smaller noise.

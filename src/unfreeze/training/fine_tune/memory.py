@@ -27,7 +27,7 @@ from unfreeze.models.eager import is_out_of_memory
 Inputs: TypeAlias = torch.Tensor | tuple[torch.Tensor, ...]
 T = TypeVar("T")
 
-# On the CPU, the memory that autograd keeps was 12 to 18 % below the resident memory of a real step, which adds
+# On the CPU, the memory that autograd keeps was 12 to 18% below the resident memory of a real step, which adds
 # temporary gradients and allocator slack. On a GPU the measured peak is exact, but other programs and fragmentation
 # take memory too.
 _MARGIN = 1.25

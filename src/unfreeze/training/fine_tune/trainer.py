@@ -104,7 +104,7 @@ class ModelEma:
             self._mean[name].copy_(tensor)
 
 
-# With progressive resizing, the first 60 % of training uses images of about 0.7 the side, i.e. half the pixels.
+# With progressive resizing, the first 60% of training uses images of about 0.7 the side, i.e. half the pixels.
 _SMALL_UNTIL, _SMALL = 0.6, 0.7
 _MULTIPLE = 32
 

@@ -20,7 +20,7 @@ from unfreeze.training.linear_probe.solver import Pieces, fit_softmax, softmax
 Split = tuple[Rows, Rows]  # training rows, validation rows
 Head = tuple[F32, F32]  # weights (S, r, C) and biases (S, C) in the coordinates of a projection
 
-# Two inner validation folds select the penalty as well as four at half the cost: macro F1 differed by at most .003 on
+# Two inner validation folds select the penalty as well as four at half the cost: macro F1 differed by at most 0.003 on
 # the masks, clothing and trash images of the benchmarks.
 _INNER = 2
 # Gradient tolerances for fits whose losses are only compared, and for fits that only provide a starting point.
