@@ -9,6 +9,7 @@ from pathlib import Path
 from setuptools import setup
 
 HERE = Path(__file__).parent
+_IMAGE = re.compile(r"!\[([^\]]*)\]\((?![a-z][a-z0-9+.-]*:)([^)\s]+)\)", re.I)
 _RELATIVE = re.compile(r"\[([^\]]+)\]\((?![a-z][a-z0-9+.-]*:|#)([^)\s]+)\)", re.I)
 
 
@@ -17,9 +18,12 @@ def index_page(readme: str, source: str) -> str:
 
     Args:
         readme: Markdown, whose relative links lead to files of the repository.
-        source: address of the repository (`project.urls.Source`); without one a relative link becomes its text.
+        source: address of the repository (`project.urls.Source`); without one a relative link becomes its text, and
+            images are left out.
     """
     base = f"{source.rstrip('/')}/blob/main/" if source else ""
+    raw = f"{source.rstrip('/')}/raw/main/"
+    readme = _IMAGE.sub(lambda image: f"![{image[1]}]({raw}{image[2]})" if source else "", readme)
     return _RELATIVE.sub(lambda link: f"[{link[1]}]({base}{link[2]})" if base else link[1], readme)
 
 

@@ -71,6 +71,9 @@ def test_links_of_the_index_page_lead_somewhere(source: str) -> None:
     assert all(re.match(r"https?://|#", target) for target in targets), targets
     assert len(re.findall(r"\]\(([^)\s]+)\)", README)) > 20 and "docs/training.md" in page
     assert (f"{source.rstrip('/')}/blob/main/docs/training.md" in page) == bool(source)
+    assert (f"({source.rstrip(chr(47))}/raw/main/docs/images/report.png)" in page) == bool(source) and (
+        "![" in page
+    ) == bool(source)
 
 
 def test_the_readme_is_short_and_has_every_dependency() -> None:
