@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Files of tests/core, tests/metrics and tests/data that `make quick` leaves out: they import torch or take long.
 NOT_QUICK := $(addprefix tests/, \
 	core/test_interface.py core/test_processes.py core/test_untrusted_runs.py \
-	$(addprefix metrics/test_, calibration.py label_noise.py many.py nested.py priors.py shift.py transfer.py) \
+	$(addprefix metrics/test_, calibration.py label_noise.py many.py nested.py priors.py shift.py) \
 	$(addprefix data/test_, aligned.py checks.py decoder.py duplicates.py face_boxes.py look_alikes.py people.py \
 		shortcuts.py tabular_reader.py unicode_names.py webdataset.py))
 QUICK := $(filter-out $(NOT_QUICK), $(wildcard tests/core/test_*.py tests/metrics/test_*.py tests/data/test_*.py))

@@ -48,7 +48,6 @@ HEADLINE = (
     "distance",
     "pretrained",
     "untrained",
-    "plain",
     "owed",
 )
 
@@ -127,12 +126,7 @@ def _place(found: Similarity) -> dict[str, Any]:
         "noise_distance": value("noise_distance"),
         "pretrained": value("separability_pretrained"),
         "untrained": value("separability_untrained"),
-        "plain": value("separability_plain"),
         "owed": value("owed_to_pretraining"),
-        "logme": value("logme"),
-        "logme_gain": value("logme_gain"),
-        "h_score": value("h_score"),
-        "h_score_untrained": value("h_score_untrained"),
         "channel_shift": value("channel_shift"),
     }
 

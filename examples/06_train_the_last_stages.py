@@ -23,7 +23,7 @@ def main(
     run = uf.fit(uf.read(source, recipe.source), recipe, folder, force=True)
 
     scores = run.scores()
-    for name, found in (("the probe", scores["beside"]["probe"]), ("its last stages trained", scores)):
+    for name, found in (("the probe", scores["components"]["probe"]), ("its last stages trained", scores)):
         f1 = found["macro_f1"]
         print(f"{name}: macro F1 {f1['value']:.3f} ({f1['low']:.3f} to {f1['high']:.3f})")
     # Both predicted the same photos, so that the difference has a far narrower interval than either score.

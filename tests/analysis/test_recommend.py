@@ -14,8 +14,9 @@ import unfreeze as uf
 from finetuning import Says, colours
 from racing import auto_recipe, trained_here
 from unfreeze.analysis.recommend import recommend
-from unfreeze.analysis.recommendation import StrategyRow, probability, probability_better, reason, would_change
+from unfreeze.analysis.recommendation import StrategyRow, probability_better, reason, would_change
 from unfreeze.core.errors import RecipeError
+from unfreeze.core.format import format_probability
 
 SECONDS = ("seconds", "full_seconds")
 
@@ -112,7 +113,7 @@ def test_words_of_the_recommendation():
         and probability_better(probe, partial) < 0.1
         and probability_better(partial, partial) == probability_better(probe, probe) == 0.5
     )
-    assert [probability(p) for p in (0.87, 0.9901, 0.999, 1.0, 0.004)] == ["87%", *["over 99%"] * 3, "under 1%"]
+    assert [format_probability(p) for p in (0.87, 0.9901, 0.999, 1.0, 0.004)] == ["87%", "99%", ">99%", ">99%", "<1%"]
 
 
 def test_other_strategies_are_not_recommended_on(photos, tmp_path):

@@ -7,18 +7,17 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import unfreeze as uf
 from photosets import class_folders
-from unfreeze.analysis.batchnorm_distance import layer_stats, noise, pretraining_distance
-from unfreeze.analysis.pretraining_similarity import (
-    NEAR,
-    Similarity,
-    handcrafted_features,
-    plain_statistics,
-    similarity,
+from unfreeze.analysis.batchnorm_distance import (
+    gaussian_divergence,
+    layer_stats,
+    mahalanobis_distance,
+    noise,
+    pretraining_distance,
 )
+from unfreeze.analysis.pretraining_similarity import NEAR, Similarity, similarity
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Recipe
 from unfreeze.models.model_info import Preprocessing
@@ -96,28 +95,6 @@ def test_noise_has_the_spectrum_of_photos():
     assert slope == pytest.approx(-2, abs=0.2)
 
 
-def test_plain_statistics_of_known_pictures():
-    red = np.zeros((1, 48, 48, 3), np.uint8)
-    red[..., 0] = 255
-    upright = np.zeros((1, 48, 48, 3), np.uint8)
-    upright[:, :, ::8], upright[:, :, 1::8] = 255, 255  # upright stripes: all edges run down
-    parts = plain_statistics(np.concatenate([red, upright]))
-    assert parts["colours"][0].max() == 1 and parts["colours"].sum(1) == pytest.approx([1, 1])
-    assert (parts["edges"][0] == 0).all()
-    by_direction = parts["edges"][1].reshape(8, 9).sum(1)
-    assert by_direction.argmax() == 0 and by_direction[0] > 0.9 * by_direction.sum()
-    assert parts["moments"][0][:3] == pytest.approx([1, 0, 0])
-
-
-def test_plain_features_leave_out_what_cannot_be_read(tmp_path):
-    Image.new("RGB", (60, 50), (200, 10, 10)).save(tmp_path / "a.png")
-    (tmp_path / "b.png").write_bytes(b"nothing")
-    files = [tmp_path / "a.png", tmp_path / "b.png", tmp_path / "absent.png"]
-    features, failed = handcrafted_features(files, np.arange(3), 10**8)
-    assert failed == [1, 2] and (features.rooted(np.array([1, 2])) == 0).all()
-    assert features.read(np.array([0]))[0, :64].sum() == pytest.approx(1)
-
-
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     return uf.read(class_folders(tmp_path_factory.mktemp("photos"), groups=8, each=2))
@@ -137,7 +114,7 @@ def found(photos, tmp_path_factory):
 def test_all_measures_of_drawn_photos(found):
     assert found.photos == 48 and 0 <= found.low <= found.position <= found.high <= 1
     assert found.high - found.low >= 0.1
-    for name in ("pretrained", "untrained", "plain"):  # colours: anything tells them
+    for name in ("pretrained", "untrained"):  # colours: anything tells them
         one = found.measure(f"separability_{name}")
         assert 0.7 < one.low <= one.value <= one.high <= 1
     distance, far = found.measure("pretraining_distance"), found.measure("noise_distance")
@@ -151,10 +128,9 @@ def test_all_measures_of_drawn_photos(found):
 def test_labels_at_random_are_told_by_nothing(photos, found, tmp_path):
     before = found
     found = measured(photos, tmp_path, labels=lambda own: np.random.default_rng(3).permutation(own))
-    for name in ("pretrained", "untrained", "plain"):
+    for name in ("pretrained", "untrained"):
         one = found.measure(f"separability_{name}")
         assert one.low <= 0.05 and one.value < 0.25
-    assert found.measure("h_score").value < 0.4 < before.measure("h_score").value
     # The distance knows no labels, and is the same again.
     assert found.measure("pretraining_distance") == before.measure("pretraining_distance")
     assert found.measure("owed_to_pretraining").value is None or found.measure("owed_to_pretraining").value < 0.5
@@ -172,3 +148,24 @@ def test_real_looking_pictures_lie_nearer_than_noise_for_the_embedded_network():
     p = backbone.preprocessing.resolved(64, 1.0)
     found = pretraining_distance(backbone.build(size=64), noise(64, 12, 7), p, 0)
     assert found is not None and found.value == pytest.approx(found.noise, rel=0.15)
+
+
+def test_divergence_of_normal_distributions():
+    mean, variance = np.array([0.3, -1.0, 2.0]), np.array([0.5, 2.0, 1.0])
+    other_mean, other_variance = np.array([0.0, -1.0, 1.0]), np.array([1.0, 2.0, 4.0])
+    draw = np.random.default_rng(0)
+    x = mean + np.sqrt(variance) * draw.normal(size=(400_000, 3))
+
+    def log_density(m, v):
+        return -0.5 * (np.log(2 * np.pi * v) + (x - m) ** 2 / v)
+
+    wanted = (log_density(mean, variance) - log_density(other_mean, other_variance)).mean(0)
+    found = gaussian_divergence(mean, variance, other_mean, other_variance)
+    assert found == pytest.approx(wanted, abs=0.01)
+    assert found[1] == 0
+    assert np.isfinite(gaussian_divergence(mean, np.zeros(3), other_mean, np.zeros(3))).all()
+
+
+def test_mahalanobis_distance():
+    other = np.array([0.0, 0.0])
+    assert mahalanobis_distance(np.array([2.0, 3.0]), other, np.array([4.0, 9.0])) == pytest.approx(1)

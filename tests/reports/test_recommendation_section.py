@@ -322,7 +322,7 @@ def tags(page: str) -> list[tuple[str, dict[str, str | None]]]:
 
 
 def test_the_page_is_whole_escaped_and_loads_nothing(tmp_path: Path) -> None:
-    ranked = (BackboneRow(EVIL, interval(0.7), 0.3, 0.4, 9.0), BackboneRow("b", {}, 0.2, 0.4, 9.0))
+    ranked = (BackboneRow(EVIL, interval(0.7), 0.4, 9.0), BackboneRow("b", interval(0.6), 0.4, 9.0))
     found = replace(RACED, backbones=ranked, changes={"strategy": "partial", "backbone": "a b"})
     out = write_recommendation(found, tmp_path / "new" / "recommendation.html", f"{EVIL}/photos {EVIL}")
     assert [p.name for p in out.parent.iterdir()] == ["recommendation.html"]
@@ -335,7 +335,7 @@ def test_the_page_is_whole_escaped_and_loads_nothing(tmp_path: Path) -> None:
     links = [str(a["href"]) for tag, a in seen if tag == "a"]
     assert links and all(link[1:] in ids for link in links)
     assert not any("src" in a for _, a in seen) and sum(tag == "svg" and "role" in a for tag, a in seen) == 3
-    assert "--strategy partial --backbone &#39;a b&#39;" in page and "ranked only" in page
+    assert "--strategy partial --backbone &#39;a b&#39;" in page and "0.600" in page
     assert "the race decides" in page and "so its score is optimistic too" in page
 
 

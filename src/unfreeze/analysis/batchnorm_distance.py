@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from unfreeze.core.arrays import F64
-from unfreeze.metrics.transferability import gaussian_divergence, mahalanobis_distance
 from unfreeze.models.model_info import Preprocessing
 
 Pixels = NDArray[np.uint8]
@@ -179,3 +178,28 @@ def noise(size: int, count: int, seed: int) -> Pixels:
     image = np.fft.ifft2(field).real
     image *= 50 / image.std((2, 3), keepdims=True)
     return np.asarray(np.clip(image + 128, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1))
+
+
+def gaussian_divergence(mean: F64, variance: F64, other_mean: F64, other_variance: F64) -> F64:
+    """Kullback-Leibler divergence of univariate normal distributions by channel, in nats: float64 (channels,).
+
+    KL(N(mean, variance) || N(other_mean, other_variance)) responds to shifts and to changes of scale, is independent of
+    units, and is 0 only for equal distributions. Variances are at least 1e-8 times the other's.
+
+    Args:
+        mean: float64 (channels,).
+        variance: float64 (channels,).
+        other_mean: float64 (channels,).
+        other_variance: float64 (channels,).
+    """
+    own = np.maximum(other_variance, 1e-12)
+    ratio = np.maximum(variance / own, 1e-8)
+    return np.asarray(0.5 * (ratio + (mean - other_mean) ** 2 / own - 1 - np.log(ratio)))
+
+
+def mahalanobis_distance(mean: F64, other_mean: F64, other_variance: F64) -> float:
+    """Root mean square over channels of the difference of means, in units of the other's standard deviations.
+
+    All arguments are float64 (channels,).
+    """
+    return float(np.sqrt(((mean - other_mean) ** 2 / np.maximum(other_variance, 1e-12)).mean()))

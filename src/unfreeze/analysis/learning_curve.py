@@ -20,8 +20,9 @@ from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Recipe
 from unfreeze.features.derived_matrix import sample_groups, subsample_columns
 from unfreeze.features.matrix import AnyFeatureMatrix
+from unfreeze.metrics.bootstrap import interval
+from unfreeze.metrics.chance_corrected import chance_corrected_f1
 from unfreeze.metrics.learning_curve import LEAST_SIZES, Extrapolation, extrapolate
-from unfreeze.metrics.transferability import chance_corrected_f1
 
 # Minimum number of groups for a class to be part of the curve: two groups per share, and three shares.
 LEAST_GROUPS = 6
@@ -278,8 +279,7 @@ def _shifted(figure: CurveEstimate, by: float) -> CurveEstimate:
 
 def _mean(draws: list[F64]) -> CurveEstimate:
     mean = np.mean(draws, axis=0)
-    low, high = np.percentile(mean[1:], [2.5, 97.5])
-    return CurveEstimate(float(mean[0]), float(low), float(high))
+    return CurveEstimate(**interval(mean[0], mean[1:]))
 
 
 def _position(growth: CurveEstimate) -> CurveEstimate:

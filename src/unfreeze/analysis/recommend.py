@@ -50,7 +50,6 @@ from unfreeze.core.recipe import Recipe
 from unfreeze.data.readers import ReadOptions, photos_of
 from unfreeze.features.inputs import extract_inputs, feature_extractors
 from unfreeze.metrics.classification import score_predictions
-from unfreeze.metrics.transferability import logme
 from unfreeze.models.pooling import AUTO
 from unfreeze.models.registry import MEET_FIRST, find_backbone
 from unfreeze.models.weights import LibraryWeights
@@ -66,8 +65,6 @@ if TYPE_CHECKING:
 
 
 AVAILABLE = "available"
-# All backbones are ranked by LogME, which needs no fit; a probe is fitted only on the best of them, at most this many.
-_PROBED = 4
 
 
 def rank_backbones(
@@ -85,37 +82,27 @@ def rank_backbones(
         reporter: Receives progress messages.
 
     Returns:
-        The probed backbones, best first, followed by those that were only ranked by LogME.
+        The backbones, best first.
 
     Raises:
         RecipeError: If the weights of a named backbone are not installed.
     """
     backbones = [find_backbone(name) for name in _named(names)]
-    files, keys, found = work.photos.files(), work.looks.keys, []
-    inside = np.flatnonzero(block.folds > 0)
+    files, keys, ranked = work.photos.files(), work.looks.keys, []
     for backbone in backbones:
         recipe = work.recipe.replace(
             **{"backbone": backbone.name, "weights": "", "image.size": 0, "probe.stages": AUTO}
         )
         features, graphs = extract_inputs(files, keys, work.usable, recipe, reporter, work.squares)
-        rows = inside[~np.isin(inside, list(features.failed))]
-        last = features.rooted(rows)[:, -graphs[0].blocks()[-1][1] :]
-        found.append((logme(last, work.labels[rows], work.classes), recipe, graphs[0].gmacs(), features))
-    found.sort(key=lambda item: -item[0])
-    ranked = []
-    for evidence, recipe, gmacs, features in found[:_PROBED]:
         tried = evaluate_candidates(work, [Candidate(recipe, block.folds)], reporter)[0]
         rows = block.judged[np.isfinite(tried.proba[block.judged, 0])]
         scores = score_predictions(
             work.labels[rows], tried.proba[rows], work.units[rows], work.photos.classes, seed=work.recipe.seed
         )
         seconds = tried.seconds + sum(part.seconds for part in features.parts)
-        ranked.append(BackboneRow(recipe.backbone, scores["macro_f1"], evidence, round(gmacs, 3), round(seconds, 1)))
-    ranked.sort(key=lambda row: -row.macro_f1["value"])
-    for evidence, recipe, gmacs, features in found[_PROBED:]:
-        seconds = sum(part.seconds for part in features.parts)
-        ranked.append(BackboneRow(recipe.backbone, {}, evidence, round(gmacs, 3), round(seconds, 1)))
-    return tuple(ranked)
+        gmacs = round(graphs[0].gmacs(), 3)
+        ranked.append(BackboneRow(recipe.backbone, scores["macro_f1"], gmacs, round(seconds, 1)))
+    return tuple(sorted(ranked, key=lambda row: -row.macro_f1["value"]))
 
 
 def _named(names: Sequence[str]) -> list[str]:

@@ -61,15 +61,13 @@ class BackboneRow:
 
     Attributes:
         name: Name of the backbone.
-        macro_f1: Macro F1 of the probe with its 95% interval; empty if the backbone was only ranked by LogME.
-        log_me: LogME of its features (You et al. 2021).
+        macro_f1: Macro F1 of the probe with its 95% interval.
         gmacs: Compute of one forward pass, in GMACs.
         seconds: Duration of feature extraction and probe.
     """
 
     name: str
     macro_f1: dict[str, float]
-    log_me: float
     gmacs: float
     seconds: float
 

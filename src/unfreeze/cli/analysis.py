@@ -128,18 +128,9 @@ def _print_recommendation(found: StrategyRecommendation) -> None:
     if found.backbones:
         show(
             "Backbones, each with the same probe on the same photos",
-            ["backbone", "macro F1", "LogME", "GMACs", "seconds"],
-            [
-                [
-                    r.name,
-                    format_estimate(r.macro_f1) if r.macro_f1 else "not probed",
-                    f"{r.log_me:.2f}",
-                    r.gmacs,
-                    r.seconds,
-                ]
-                for r in found.backbones
-            ],
-            ["macro F1", "LogME", "GMACs", "seconds"],
+            ["backbone", "macro F1", "GMACs", "seconds"],
+            [[r.name, format_estimate(r.macro_f1), r.gmacs, r.seconds] for r in found.backbones],
+            ["macro F1", "GMACs", "seconds"],
         )
     if found.similar and found.enough and found.cell:
         for axis in (found.enough.sentence, found.similar.sentence):
