@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from unfreeze.core.files import read_json
+from unfreeze.core.files import read_record
 from unfreeze.core.format import format_estimate
 
 Row = dict[str, Any]
@@ -19,17 +19,15 @@ _WORDS = {"error": "severe", "warning": "check", "info": "note", "none": "nothin
 
 def read_diagnosis(run: Path) -> Row | None:
     """Read the result of `unfreeze diagnose` from a run folder; None if there is none or it is invalid."""
-    try:
-        if (run / FILE).stat().st_size > MAX_BYTES:
-            return None
-        read = read_json(run / FILE)
+
+    def parse(read: Row) -> Row | None:
         whole = all(all(key in cause for key in _KEYS) for cause in read["causes"])
         figures = [cause["cost"] for cause in read["causes"] if cause["cost"]] + [read["score"]]
         figures += [read[key] for key in ("expected", "real") if read[key]]
         whole = whole and all(isinstance(f[end], int | float) for f in figures for end in ("value", "low", "high"))
         return read if whole and isinstance(read["sentence"], str) and isinstance(read["test"], str) else None
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
-        return None
+
+    return read_record(run / FILE, parse, MAX_BYTES)
 
 
 def diagnosis(read: Row | None) -> Row | None:
