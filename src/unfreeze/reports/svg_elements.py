@@ -32,7 +32,7 @@ def svg(key: str, title: str, said: str, height: float, body: Sequence[str], box
     )
 
 
-def text_at(x: Position, y: float, text: str, tone: str, anchor: str = "start", shift: int = 0) -> str:
+def svg_text(x: Position, y: float, text: str, tone: str, anchor: str = "start", shift: int = 0) -> str:
     """Text at a position; `shift` moves it to the right by pixels."""
     moved = f' dx="{shift}"' if shift else ""
     return f'<text x="{_at(x)}" y="{_at(y)}"{moved} text-anchor="{anchor}" class="{tone}">{escape(text)}</text>'
@@ -63,9 +63,9 @@ def polyline(points: Iterable[tuple[float, float]], tone: str) -> str:
     return f'<polyline points="{" ".join(f"{_at(x)},{_at(y)}" for x, y in points)}" class="{tone}"/>'
 
 
-def tick_text(value: float) -> str:
-    """Format a tick between 0 and 1 as `0`, `.25` or `1`."""
-    return f"{value:.2f}".rstrip("0").rstrip(".").removeprefix("0") or "0"
+def tick_label(value: float) -> str:
+    """Label of an axis without trailing zeros: `0.25`, `0.5`, `1`."""
+    return f"{value:.2f}".rstrip("0").rstrip(".") or "0"
 
 
 def value_axis(left: float, right: float, bottom: float, height: float, most: float) -> list[str]:
@@ -73,7 +73,7 @@ def value_axis(left: float, right: float, bottom: float, height: float, most: fl
     body = []
     for share in (0.0, 0.5, 1.0):
         y = bottom - height * share
-        body += [hline(left, right, y, "rule"), text_at(left - 8, y + 4, f"{most * share:.3g}", "muted small", "end")]
+        body += [hline(left, right, y, "rule"), svg_text(left - 8, y + 4, f"{most * share:.3g}", "muted small", "end")]
     return body
 
 
