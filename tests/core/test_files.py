@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from unfreeze.core.errors import StorageError
-from unfreeze.core.files import atomic_write, translate_os_errors, write_json, write_text
+from unfreeze.core.files import atomic_write, json_memo, read_record, translate_os_errors, write_json, write_text
 
 
 def names(folder) -> list[str]:
@@ -106,3 +106,23 @@ except StorageError as error:
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert "a.npy: the disk is full" in done.stdout
     assert names(tmp_path) == []
+
+
+def test_a_memo_is_computed_once_and_again_if_damaged_or_unusable(tmp_path):
+    file, asked = tmp_path / "memo.json", []
+
+    def compute():
+        asked.append(1)
+        return {"n": [len(asked)]}
+
+    def value(minimum=0):
+        return json_memo(file, compute, lambda found: found["n"][0] if found["n"][0] >= minimum else None)
+
+    assert [value(), value()] == [1, 1]
+    for damaged in ("{", "[]", '{"n": 3}', '{"n": []}', "null", '{"m": [1]}'):
+        file.write_text(damaged)
+        assert read_record(file, lambda found: found["n"][0]) is None, damaged
+        assert value() == len(asked) > 1
+    assert value(len(asked) + 1) == len(asked)
+    assert read_record(file, lambda found: found["n"], max_bytes=3) is None
+    assert read_record(tmp_path / "none.json", bool) is None

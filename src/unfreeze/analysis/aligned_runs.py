@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from unfreeze.core.arrays import Rows
 from unfreeze.core.dataset import ImageDataset, probability_columns
 from unfreeze.core.errors import RunError, join_names
-from unfreeze.core.files import read_json
+from unfreeze.core.files import read_record
 from unfreeze.core.format import pluralize
 from unfreeze.core.messages import option
 from unfreeze.core.names import positions
@@ -155,11 +155,9 @@ def require_enough(found: AlignedRuns) -> None:
 
 def seconds_of_run(run: Run) -> float:
     """Duration of the fit in seconds, summed over all stages; NaN if the run does not record it."""
-    try:
-        timings = read_json(run.path / "environment.json")["timings"]
-        return round(float(sum(timings.values())), 3)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return float("nan")
+    file = run.path / "environment.json"
+    seconds = read_record(file, lambda found: round(float(sum(found["timings"].values())), 3))
+    return float("nan") if seconds is None else seconds
 
 
 def _table(run: Run) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from unfreeze.core.cache import stable_hash
 from unfreeze.core.dataset import ImageDataset, probability_columns
 from unfreeze.core.errors import RunError, SourceError, StorageError, join_names
-from unfreeze.core.files import read_json, write_json
+from unfreeze.core.files import read_record, write_json
 from unfreeze.core.format import format_interval, pluralize
 from unfreeze.core.messages import Brief
 from unfreeze.core.names import positions
@@ -234,11 +234,9 @@ def _keep(run: Path, mark: str, found: LabelIssues, reporter: Reporter) -> None:
 
 
 def _kept(run: Path, mark: str | None) -> LabelIssues | None:
-    try:
-        read = read_json(run / FILE)
-        if mark not in (None, read.pop("mark")):
+    def parse(read: dict[str, Any]) -> LabelIssues | None:
+        if mark not in (None, read.pop("mark")):  # of another run: computed again
             return None
-        read.pop("mark", None)
         return LabelIssues(**{**read, "table": pd.DataFrame(read["table"], columns=list(SUSPECT_COLUMNS))})
-    except (OSError, ValueError, KeyError, TypeError):  # damaged, or of another run: computed again
-        return None
+
+    return read_record(run / FILE, parse)

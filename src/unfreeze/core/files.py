@@ -20,9 +20,11 @@ import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from unfreeze.core.errors import StorageError, UnfreezeError
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -175,6 +177,42 @@ def read_json(path: Path) -> Any:
 def write_json(path: Path, value: Any) -> Path:
     """Write indented JSON atomically. NaN and infinity raise a ValueError, since JSON has neither."""
     return write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_record(path: Path, parse: Callable[[Any], T | None], max_bytes: int | None = None) -> T | None:
+    """Read a JSON file that this package wrote, and can do without.
+
+    Args:
+        path: The file.
+        parse: Turns its content into the value. Any error that damaged content raises, and None, mean unusable.
+        max_bytes: Maximum size in bytes, if smaller than `MAX_JSON_BYTES`.
+
+    Returns:
+        The value, or None if the file is missing, damaged or unusable.
+    """
+    try:
+        if max_bytes is not None:
+            regular_file(path, max_bytes)
+        return parse(read_json(path))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return None
+
+
+def json_memo(path: Path, compute: Callable[[], Any], parse: Callable[[Any], T | None]) -> T:
+    """Value of a JSON file, which is computed and written if it is missing, damaged or unusable.
+
+    Args:
+        path: The file.
+        compute: Computes the content of the file.
+        parse: Turns the content into the value, as in `read_record`.
+    """
+    found = read_record(path, parse)
+    if found is None:
+        content = compute()
+        write_json(path, content)
+        found = parse(content)
+        assert found is not None  # just computed
+    return found
 
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "'")

@@ -25,7 +25,7 @@ from unfreeze.core.messages import Brief, option
 from unfreeze.core.parallel import cores
 from unfreeze.core.progress import Reporter
 from unfreeze.core.runs import Run, as_run
-from unfreeze.exporters.formats import FORMATS, Answer, Format, find_format, open_exported, opset, versions
+from unfreeze.exporters.formats import FORMATS, Answer, Format, find_format, open_exported, opset, package_versions
 from unfreeze.exporters.graph import OUTPUT, ExportPlan, build_export_module, inputs_of, metadata
 from unfreeze.exporters.images import ExportImages, photos_to_check
 from unfreeze.features.views import LOOKS
@@ -388,7 +388,7 @@ def _sheet(
         "folds": folds,
         "networks": found.networks,
         "opset": opset(file),
-        "versions": versions(form, bool(found.int8)),
+        "versions": package_versions(form, bool(found.int8)),
         "run": {
             "name": run.path.resolve().name,
             "identity": run.info.get("identity", ""),

@@ -8,7 +8,6 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from unfreeze.core.errors import EngineError, MissingExtraError, SourceError, StorageError, did_you_mean
 from unfreeze.core.messages import option
-from unfreeze.core.version import VERSION
+from unfreeze.core.version import VERSION, versions
 from unfreeze.exporters.graph import ExportPlan
 
 if TYPE_CHECKING:
@@ -101,14 +100,10 @@ def find_format(name: str) -> Format:
     return FORMATS[name]
 
 
-def versions(form: Format, int8: bool) -> dict[str, str]:
+def package_versions(form: Format, int8: bool) -> dict[str, str]:
     """Versions of unfreeze and of the packages that contributed to the file."""
-    found = {"unfreeze": VERSION}
-    for name in dict.fromkeys(("torch", "timm", *form.packages, "onnxruntime", *(form.int8 if int8 else ()))):
-        if name != "onnxruntime" or form.name == "onnx":
-            with contextlib.suppress(PackageNotFoundError):
-                found[name] = version(name)
-    return found
+    names = dict.fromkeys(("torch", "timm", *form.packages, "onnxruntime", *(form.int8 if int8 else ())))
+    return {"unfreeze": VERSION, **versions(*(n for n in names if n != "onnxruntime" or form.name == "onnx"))}
 
 
 def open_exported(path: Path) -> tuple[str, Answer]:

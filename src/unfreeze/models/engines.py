@@ -20,7 +20,6 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +28,10 @@ from numpy.typing import NDArray
 
 from unfreeze.core.cache import cache_root, stable_hash
 from unfreeze.core.errors import EngineError
-from unfreeze.core.files import read_json, require_free_space, translate_os_errors, write_json
+from unfreeze.core.files import read_record, require_free_space, translate_os_errors, write_json
 from unfreeze.core.messages import setting
 from unfreeze.core.progress import Reporter
+from unfreeze.core.version import versions
 from unfreeze.models.feature_extractor import FeatureExtractor
 from unfreeze.models.model_info import Preprocessing
 
@@ -267,21 +267,21 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
 
     A record is unusable if it is absent or damaged, or if it was made on another processor.
     """
-    try:
-        record = read_json(folder / "engine.json")
-        usable = (
+
+    def usable(record: dict[str, Any]) -> dict[str, Any] | None:
+        whole = (
             record["machine"] == cpu_name()
             and record["features"] == _features_of_processor()
             and record["choice"] in record["parity"]
             and bool(_blocks(record))
             and all((folder / name).stat().st_size == size for name, (size, _) in record["files"].items())
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        usable = False
-    if not usable:
+        return dict(record) if whole else None
+
+    record = read_record(folder / "engine.json", usable)
+    if record is None:
         shutil.rmtree(folder, ignore_errors=True)
-        return None
-    return dict(record)
+    return record
 
 
 def _marks(folder: Path) -> dict[str, list[Any]]:
@@ -302,7 +302,8 @@ def _intact(folder: Path, record: dict[str, Any]) -> bool:
 
 
 def _folder(graph: FeatureExtractor) -> Path:
-    return cache_root() / "engines" / stable_hash({**graph.key(), "format": _FORMAT, "made_by": _versions()})
+    made_by = versions("openvino", "torch", "timm")
+    return cache_root() / "engines" / stable_hash({**graph.key(), "format": _FORMAT, "made_by": made_by})
 
 
 def _blocks(record: dict[str, Any]) -> tuple[tuple[str, int], ...]:
@@ -395,14 +396,6 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in ("openvino", "torch", "timm"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 def _runs_torch(wish: str) -> bool:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from unfreeze.core.cache import cache_root, stable_hash
 from unfreeze.core.errors import BackboneError
-from unfreeze.core.files import read_json, write_json
+from unfreeze.core.files import json_memo, read_record, write_json
+from unfreeze.core.version import versions
 from unfreeze.models.architectures import build, defined_outside, has_auxiliary, resolve
 from unfreeze.models.stages import NetworkLayout, classifier_of, find_stages, resized
 from unfreeze.models.tracing import check_training, trace_modules
@@ -120,26 +120,16 @@ def model_info(name: str) -> ModelInfo:
     """
     if defined_outside(name):  # the user may change it at any time
         return _make(resolve(name))
-    file = _file(name)
-    try:
-        return _from_json(read_json(file))
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    made = _make(resolve(name))
-    write_json(file, asdict(made))
-    return made
+    return json_memo(_file(name), lambda: asdict(_make(resolve(name))), _from_json)
 
 
 def has_card(name: str) -> bool:
     """Check whether the cache holds the metadata of a network for the installed versions of timm and torchvision."""
-    try:
-        return bool(read_json(_file(name)))
-    except (OSError, ValueError):
-        return False
+    return bool(read_record(_file(name), bool))
 
 
 def _file(about: Any) -> Path:
-    return cache_root() / "cards" / f"{stable_hash([_FORMAT, about, _versions()])}.json"
+    return cache_root() / "cards" / f"{stable_hash([_FORMAT, about, versions('timm', 'torchvision')])}.json"
 
 
 def anatomy_of(name: str, size: int, auxiliary: bool = False) -> NetworkLayout:
@@ -342,13 +332,3 @@ def _from_json(found: dict[str, Any]) -> ModelInfo:
     preprocessing = Preprocessing(**{**p, "mean": tuple(p["mean"]), "std": tuple(p["std"])})
     stages = tuple(StageInfo(**stage) for stage in found["stages"])
     return ModelInfo(**{**found, "preprocessing": preprocessing, "stages": stages})
-
-
-def _versions() -> list[str]:
-    found = []
-    for package in ("timm", "torchvision"):
-        try:
-            found.append(version(package))
-        except PackageNotFoundError:
-            found.append("")
-    return found

@@ -10,14 +10,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from unfreeze.core.cache import cache_root, stable_hash
 from unfreeze.core.errors import BackboneError
-from unfreeze.core.files import read_json, write_json
+from unfreeze.core.files import json_memo
 from unfreeze.core.messages import option, setting
+from unfreeze.core.version import versions
 from unfreeze.models.architectures import LIBRARIES, architectures, defined_outside, registered
 
 # Environment variable with the user's folder of checkpoints, under their original file names.
@@ -240,26 +240,14 @@ def _hugging_face_folder() -> Path:
     ).expanduser()
 
 
-def _versions() -> tuple[str, ...]:
-    found = []
-    for package in ("timm", "torchvision"):
-        try:
-            found.append(version(package))
-        except PackageNotFoundError:
-            found.append("")
-    return tuple(found)
-
-
 def _kept(what: str, ask: Callable[[], dict[str, WeightSource]]) -> dict[str, WeightSource]:
     """Cached sources for the installed versions of timm and torchvision; calls `ask` if there are none."""
-    file = cache_root() / "cards" / f"{stable_hash([_FORMAT, what, _versions()])}.json"
-    try:
-        kept = read_json(file)["origins"]
-        return {
-            full: WeightSource(**{**o, "names": tuple(o["names"]), "files": tuple(o["files"])})
-            for full, o in kept.items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        sources = ask()
-        write_json(file, {"origins": {full: asdict(one) for full, one in sources.items()}})
-        return sources
+    key = stable_hash([_FORMAT, what, versions("timm", "torchvision")])
+    return json_memo(
+        cache_root() / "cards" / f"{key}.json",
+        lambda: {"origins": {full: asdict(one) for full, one in ask().items()}},
+        lambda record: {
+            full: WeightSource(**{**one, "names": tuple(one["names"]), "files": tuple(one["files"])})
+            for full, one in record["origins"].items()
+        },
+    )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from unfreeze.core.files import read_json
+from unfreeze.core.files import read_record
 from unfreeze.core.format import format_estimate
+from unfreeze.reports.svg_elements import hline, rect, svg, svg_text
 
 Row = dict[str, Any]
 FILE = "diagnosis.json"
@@ -19,17 +20,15 @@ _WORDS = {"error": "severe", "warning": "check", "info": "note", "none": "nothin
 
 def read_diagnosis(run: Path) -> Row | None:
     """Read the result of `unfreeze diagnose` from a run folder; None if there is none or it is invalid."""
-    try:
-        if (run / FILE).stat().st_size > MAX_BYTES:
-            return None
-        read = read_json(run / FILE)
+
+    def parse(read: Row) -> Row | None:
         whole = all(all(key in cause for key in _KEYS) for cause in read["causes"])
         figures = [cause["cost"] for cause in read["causes"] if cause["cost"]] + [read["score"]]
         figures += [read[key] for key in ("expected", "real") if read[key]]
         whole = whole and all(isinstance(f[end], int | float) for f in figures for end in ("value", "low", "high"))
         return read if whole and isinstance(read["sentence"], str) and isinstance(read["test"], str) else None
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
-        return None
+
+    return read_record(run / FILE, parse, MAX_BYTES)
 
 
 def diagnosis(read: Row | None) -> Row | None:
@@ -98,17 +97,14 @@ def _bars(rows: list[tuple[str, Row]]) -> Markup:
     for i, (name, cost) in enumerate(rows):
         top = i * 56
         figures = _cost(cost)
-        body.append(f'<text x="0" y="{top + 16}" class="ink">{escape(name)}</text>')
-        body.append(f'<rect x="0" y="{top + 24}" width="{at(cost["value"])}" height="16" class="bar"/>')
-        ends = f'x1="{at(cost["low"])}" x2="{at(cost["high"])}"'
-        body.append(f'<line {ends} y1="{top + 44}" y2="{top + 44}" class="whisker"/>')
-        body.append(f'<text x="100%" y="{top + 37}" text-anchor="end" class="muted small">{figures}</text>')
+        body += [
+            svg_text("0", top + 16, name, "ink"),
+            rect("0", top + 24, at(cost["value"]), 16, "bar"),
+            hline(at(cost["low"]), at(cost["high"]), top + 44, "whisker"),
+            svg_text("100%", top + 37, figures, "muted small", "end"),
+        ]
         said.append(f"{name}: {figures}")
-    return Markup(
-        f'<svg class="plot" role="img" width="100%" height="{56 * len(rows)}" '
-        'aria-labelledby="diagnosis-title diagnosis-desc"><title id="diagnosis-title">Macro F1 that each cause costs'
-        f'</title><desc id="diagnosis-desc">{escape("; ".join(said))}</desc>{"".join(body)}</svg>'
-    )
+    return svg("diagnosis", "Macro F1 that each cause costs", "; ".join(said), 56 * len(rows), body)
 
 
 def _cost(cost: Row | None) -> str:

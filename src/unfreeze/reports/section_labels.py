@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from unfreeze.analysis.label_issues import count_sentence, is_interval
-from unfreeze.core.files import read_json
+from unfreeze.core.files import read_record
 from unfreeze.core.format import format_score, pluralize
 from unfreeze.core.messages import effect_sentence
 
@@ -18,14 +18,12 @@ MAX_BYTES = 200_000_000
 
 def read_label_issues(run: Path) -> Row | None:
     """Read the result of `unfreeze label-issues` from a run folder; None if there is none or it is invalid."""
-    try:
-        if (run / FILE).stat().st_size > MAX_BYTES:
-            return None
-        read = read_json(run / FILE)
+
+    def parse(read: Row) -> Row | None:
         whole = isinstance(read.get("table"), list) and isinstance(read.get("photos"), int)
         return read if whole and is_interval(read.get("wrong")) else None
-    except (OSError, ValueError, AttributeError):
-        return None
+
+    return read_record(run / FILE, parse, MAX_BYTES)
 
 
 def labels(suspects: Row | None, corrections: Row | None) -> tuple[Row | None, list[str]]:

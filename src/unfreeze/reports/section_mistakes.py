@@ -11,7 +11,7 @@ import numpy as np
 
 from unfreeze.core.dataset import probability_columns
 from unfreeze.core.errors import UnfreezeError
-from unfreeze.core.files import read_json, write_json
+from unfreeze.core.files import read_record, write_json
 from unfreeze.core.format import format_score, pluralize
 from unfreeze.core.progress import Reporter
 from unfreeze.core.runs import open_run
@@ -68,12 +68,7 @@ def explained_mistakes(
 
 def _kept(run: Path) -> list[ExplainedMistake]:
     """Read the stored result of `unfreeze report --explain`; empty if there is none or it is invalid."""
-    try:
-        if (run / FILE).stat().st_size > MAX_BYTES:
-            return []
-        return [_row(one) for one in read_json(run / FILE)["photos"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return []
+    return read_record(run / FILE, lambda read: [_row(one) for one in read["photos"]], MAX_BYTES) or []
 
 
 def _row(read: dict[str, Any]) -> ExplainedMistake:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from unfreeze.core.format import format_estimate, format_interval, format_score, format_seconds, pluralize
+from unfreeze.reports.svg_elements import circle, polyline, svg, svg_text, value_axis
 
 Row = dict[str, Any]
 _LEFT, _WIDE, _HIGH, _TOP = 52, 300, 150, 12
@@ -96,34 +97,21 @@ def _losses(folds: dict[int, list[Row]]) -> Markup:
     epochs = max(len(rows) for rows in folds.values())
     bottom = _TOP + _HIGH
 
-    def at(epoch: int, loss: float) -> str:
-        x = _LEFT + (_WIDE * (epoch - 1) / max(epochs - 1, 1))
-        return f"{x:.1f},{bottom - _HIGH * loss / most:.1f}"
+    def x(epoch: int) -> float:
+        return _LEFT + _WIDE * (epoch - 1) / max(epochs - 1, 1)
 
-    body = []
-    for share in (0.0, 0.5, 1.0):
-        y = bottom - _HIGH * share
-        body.append(f'<line x1="{_LEFT}" x2="{_LEFT + _WIDE}" y1="{y:g}" y2="{y:g}" class="rule"/>')
-        body.append(
-            f'<text x="{_LEFT - 8}" y="{y + 4:g}" text-anchor="end" class="muted small">{most * share:.3g}</text>'
-        )
+    body = value_axis(_LEFT, _LEFT + _WIDE, bottom, _HIGH, most)
     for rows in folds.values():
-        points = " ".join(at(row["epoch"], row["train_loss"]) for row in rows)
-        body.append(f'<polyline points="{points}" class="curve accent"/>')
+        points = [(x(row["epoch"]), bottom - _HIGH * row["train_loss"] / most) for row in rows]
+        body.append(polyline(points, "curve accent"))
         if len(rows) == 1:
-            dot = points.split(",")
-            body.append(f'<circle cx="{dot[0]}" cy="{dot[1]}" r="4" class="dot accent"/>')
+            body.append(circle(*points[0], 4, "dot accent"))
     for epoch in sorted({1, (epochs + 1) // 2, epochs}):
-        x = at(epoch, 0).split(",")[0]
-        body.append(f'<text x="{x}" y="{bottom + 20}" text-anchor="middle" class="muted small">{epoch}</text>')
-    body.append(f'<text x="{_LEFT + _WIDE}" y="{bottom + 38}" text-anchor="end" class="muted small">epoch</text>')
+        body.append(svg_text(x(epoch), bottom + 20, str(epoch), "muted small", "middle"))
+    body.append(svg_text(_LEFT + _WIDE, bottom + 38, "epoch", "muted small", "end"))
     said = "; ".join(
         f"fold {fold}: {rows[0]['train_loss']:.3f} to {rows[-1]['train_loss']:.3f} in {pluralize(len(rows), 'epoch')}"
         for fold, rows in sorted(folds.items())
     )
-    return Markup(
-        f'<svg class="plot" role="img" aria-labelledby="training-title training-desc" '
-        f'viewBox="0 0 {_LEFT + _WIDE + 8} {bottom + 44}">'
-        f'<title id="training-title">Training loss by epoch, a line for each fold</title>'
-        f'<desc id="training-desc">{escape(said)}</desc>{"".join(body)}</svg>'
-    )
+    box = f"0 0 {_LEFT + _WIDE + 8} {bottom + 44}"
+    return svg("training", "Training loss by epoch, a line for each fold", said, 0, body, box=box)

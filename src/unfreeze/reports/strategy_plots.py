@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from unfreeze.core.format import Interval, format_difference, format_estimate, format_interval, format_score, pluralize
-from unfreeze.reports.svg import hline, svg, svg_text, tick_label, vline
+from unfreeze.reports.svg_elements import circle, hline, polyline, rect, svg, svg_text, tick_label, vline
 
 Row = dict[str, Any]
 
@@ -46,7 +46,7 @@ def quadrant_plot(
         left, top = _HEAD + _CELL_W * is_similar, _TOP + _CELL_H * (not is_enough)
         own = (is_enough, is_similar) == cell
         tone = "band" if own else "ground"
-        body.append(f'<rect x="{left}" y="{top}" width="{_CELL_W}" height="{_CELL_H}" class="{tone}"/>')
+        body.append(rect(left, top, _CELL_W, _CELL_H, tone))
         lines = textwrap.wrap(text, _LETTERS)
         # Keep text away from the marker: at the outer edge, or in the other half of the marker's cell.
         low = y["value"] < top + _CELL_H / 2 if own else not is_enough
@@ -54,15 +54,15 @@ def quadrant_plot(
         ink = "small ink" if own else "small muted"
         words += [svg_text(left + 12, start + 18 * i, line, ink) for i, line in enumerate(lines)]
     wide, tall = x["high"] - x["low"], y["low"] - y["high"]
-    body.append(f'<rect x="{x["low"]:.1f}" y="{y["high"]:.1f}" width="{wide:.1f}" height="{tall:.1f}" class="doubt"/>')
+    body.append(rect(x["low"], y["high"], wide, tall, "doubt"))
     body += [
-        f'<rect x="{_HEAD}" y="{_TOP}" width="{2 * _CELL_W}" height="{2 * _CELL_H}" class="edge"/>',
-        _segment(_HEAD + _CELL_W, _HEAD + _CELL_W, _TOP, bottom, "axis"),
-        _segment(_HEAD, right, middle, middle, "axis"),
+        rect(_HEAD, _TOP, 2 * _CELL_W, 2 * _CELL_H, "edge"),
+        vline(_HEAD + _CELL_W, _TOP, bottom, "axis"),
+        hline(_HEAD, right, middle, "axis"),
         *words,
-        _segment(x["low"], x["high"], y["value"], y["value"], "whisker"),
-        _segment(x["value"], x["value"], y["high"], y["low"], "whisker"),
-        f'<circle cx="{x["value"]:.1f}" cy="{y["value"]:.1f}" r="6" class="dot accent"/>',
+        hline(x["low"], x["high"], y["value"], "whisker"),
+        vline(x["value"], y["high"], y["low"], "whisker"),
+        circle(x["value"], y["value"], 6, "dot accent"),
     ]
     beyond = x["value"] > right - 96
     label_x = x["value"] + (-12 if beyond else 12)
@@ -122,7 +122,7 @@ def race_plot(key: str, rows: Sequence[Row], base: str) -> Markup:
             body.append(svg_text("16", line + 5, "far to the left", "muted small halo"))
         else:
             body.append(hline(at(found["low"]), at(found["high"]), line, "range accent"))
-            body.append(f'<circle cx="{at(found["value"])}" cy="{line}" r="5" class="dot accent"/>')
+            body.append(circle(at(found["value"]), line, 5, "dot accent"))
             body.append(vline(at(row["expected"]), line - 10, line + 10, "tick"))
         y += 56
     step = next(s for s in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if (high - low) / s <= 7 or s == 1.0)
@@ -171,7 +171,7 @@ def curve_plot(key: str, curve: Row) -> Markup:
     body = [svg_text(0, 14, "macro F1", "muted small")]
     gap = next(g for g in (0.05, 0.1, 0.2, 0.25) if (high - low) / g <= 6 or g == 0.25)
     for i in range(math.ceil(low / gap - 1e-9), math.floor(high / gap + 1e-9) + 1):
-        body.append(_segment(_LEFT, _LEFT + _WIDE, y(i * gap), y(i * gap), "rule"))
+        body.append(hline(_LEFT, _LEFT + _WIDE, y(i * gap), "rule"))
         body.append(svg_text(_LEFT - 8, y(i * gap) + 4, tick_label(i * gap), "muted small", "end"))
     if banded:
         own = points[-1]["macro_f1"]
@@ -184,10 +184,10 @@ def curve_plot(key: str, curve: Row) -> Markup:
         body.append(_path(law, top, 4 * top, x, y, "fit ahead"))
     for point in points:
         at, f1 = x(point["groups"]), point["macro_f1"]
-        body.append(_segment(at, at, y(f1["high"]), y(f1["low"]), "whisker"))
+        body.append(vline(at, y(f1["high"]), y(f1["low"]), "whisker"))
         if len(point["draws"]) > 1:
-            body += [f'<circle cx="{at}" cy="{y(d)}" r="2.5" class="draw"/>' for d in point["draws"]]
-        body.append(f'<circle cx="{at}" cy="{y(f1["value"])}" r="5" class="dot accent"/>')
+            body += [circle(at, y(d), 2.5, "draw") for d in point["draws"]]
+        body.append(circle(at, y(f1["value"]), 5, "dot accent"))
     shown = [(p["groups"], f"{p['groups']:,}") for p in points] + [(k * top, f"{k * top:,}") for k, _ in ahead]
     edge = -100.0
     for groups, count in shown:
@@ -199,7 +199,7 @@ def curve_plot(key: str, curve: Row) -> Markup:
         end = level["value"] if level["high"] is None else level["high"]
         anchor, at = ("end", x(k * top) + 8) if k == 4 else ("middle", x(k * top))
         body.append(svg_text(at, y(end) - 8, f"{k}×: {format_score(level['value'], 2)}", "small ink", anchor))
-    body.append(_segment(_LEFT, _LEFT + _WIDE, bottom, bottom, "axis"))
+    body.append(hline(_LEFT, _LEFT + _WIDE, bottom, "axis"))
     body.append(svg_text(_LEFT + _WIDE, bottom + 40, "groups learned from", "muted small", "end"))
     said = "; ".join(
         [f"{pluralize(p['groups'], 'group')}: {format_estimate(p['macro_f1'])}" for p in points]
@@ -229,12 +229,8 @@ def _law(law: Sequence[float], n: float) -> float:
 
 def _path(law: Sequence[float], start: float, stop: float, x: Any, y: Any, tone: str) -> str:
     steps = [start * (stop / start) ** (i / 24) for i in range(25)]
-    return f'<polyline points="{" ".join(f"{x(n)},{y(_law(law, n))}" for n in steps)}" class="{tone}"/>'
+    return polyline(((x(n), y(_law(law, n))) for n in steps), tone)
 
 
 def _unit(value: float) -> float:
     return min(max(float(value), 0.0), 1.0)
-
-
-def _segment(x1: float, x2: float, y1: float, y2: float, tone: str) -> str:
-    return f'<line x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}" class="{tone}"/>'

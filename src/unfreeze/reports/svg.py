@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
 from unfreeze.core.format import Interval, clipped, format_difference, format_estimate, format_interval, format_score
+from unfreeze.reports.svg_elements import circle, hline, polyline, rect, svg, svg_text, tick_label, vline
 
 TICKS = (0, 0.25, 0.5, 0.75, 1)
 
@@ -90,7 +91,7 @@ def fold_dots(key: str, folds: Sequence[dict[str, Any]], overall: Interval) -> M
 
     band = f"{wide * (overall['high'] - overall['low']) / (high - low):.2f}%"
     body = [
-        _rect(at(overall["low"]), 28, band, bottom - 28, "band"),
+        rect(at(overall["low"]), 28, band, bottom - 28, "band"),
         vline(at(overall["value"]), 24, bottom, "mean"),
         svg_text(at(overall["value"]), 16, f"all folds {format_score(overall['value'])}", "muted small", "middle"),
     ]
@@ -98,7 +99,7 @@ def fold_dots(key: str, folds: Sequence[dict[str, Any]], overall: Interval) -> M
         y = 28 + step * i + step // 2
         body.append(svg_text("0", y + 5, f"Fold {int(fold['fold'])}", "ink"))
         body.append(hline(at(low), at(high), y, "rule"))
-        body.append(_dot(at(fold["macro_f1"]), y, 6, "accent"))
+        body.append(circle(at(fold["macro_f1"]), y, 6, "dot accent"))
     gap = next(g for g in (0.05, 0.1, 0.25) if (high - low) / g <= 6 or g == 0.25)
     inner = [g * gap for g in range(1, 21) if low + gap / 2 < g * gap < high - gap / 2]
     body += [svg_text(at(v), bottom + 20, tick_label(v), "muted small", "middle") for v in (low, *inner, high)]
@@ -115,7 +116,7 @@ def bars(key: str, title: str, rows: Sequence[tuple[str, float, str]], *, left: 
     for i, (label, value, text) in enumerate(rows):
         wide = max((right - left) * value / most, 0.4)
         body.append(svg_text("0", i * 28 + 18, clipped(label), "ink"))
-        body.append(_rect(f"{left}%", i * 28 + 6, f"{wide:.2f}%", 16, "bar"))
+        body.append(rect(f"{left}%", i * 28 + 6, f"{wide:.2f}%", 16, "bar"))
         body.append(svg_text(f"{left + wide:.2f}%", i * 28 + 18, text, "muted", shift=8))
     said = "; ".join(f"{label}: {text}" for label, _, text in rows)
     return svg(key, title, said, 28 * len(rows), body)
@@ -133,7 +134,7 @@ def gain_bars(key: str, rows: Sequence[tuple[str, Interval]]) -> Markup:
     for i, (label, gain) in enumerate(rows):
         shown = format_estimate(gain, signed=True)
         body.append(svg_text("0", i * 36 + 22, clipped(label, 18), "ink"))
-        body.append(_rect(f"{left}%", i * 36 + 8, f"{max((right - left) * gain['value'] / most, 0.4):.2f}%", 20, "bar"))
+        body.append(rect(f"{left}%", i * 36 + 8, f"{max((right - left) * gain['value'] / most, 0.4):.2f}%", 20, "bar"))
         body.append(hline(at(gain["low"]), at(gain["high"]), i * 36 + 32, "whisker"))
         body.append(svg_text("100%", i * 36 + 22, shown, "muted small", "end"))
         said.append(f"{label}: {shown}")
@@ -190,7 +191,7 @@ def difference_rows(key: str, base: str, rows: Sequence[tuple[str, Interval]], u
 
 def bar(share: float) -> Markup:
     """A bar for a table row that also prints the number."""
-    inside = _rect("0", 0, _pc(share), 8, "bar")
+    inside = rect("0", 0, _pc(share), 8, "bar")
     return Markup(f'<svg class="inline" width="100%" height="8" aria-hidden="true">{inside}</svg>')
 
 
@@ -210,8 +211,8 @@ def reliability_plot(key: str, curve: Sequence[dict[str, float]]) -> Markup:
     left, top, wide, tall, base = 40, 24, 308, 248, 366
     most = max(point["count"] for point in curve)
 
-    def x(value: float) -> str:
-        return f"{left + wide * value:.1f}"
+    def x(value: float) -> float:
+        return round(left + wide * value, 1)
 
     def y(value: float) -> float:
         return round(top + tall * (1 - value), 1)
@@ -225,16 +226,15 @@ def reliability_plot(key: str, curve: Sequence[dict[str, float]]) -> Markup:
         ]
     body.append(f'<line x1="{x(0)}" y1="{y(0)}" x2="{x(1)}" y2="{y(1)}" class="mean"/>')
     body.append(svg_text(x(0.09), y(0.02), "perfect", "muted small halo"))
-    path = " ".join(f"{x(p['confidence'])},{y(p['accuracy'])}" for p in curve)
-    body.append(f'<polyline points="{path}" class="curve"/>')
+    body.append(polyline(((x(p["confidence"]), y(p["accuracy"])) for p in curve), "curve"))
     for point in curve:
         low, high = wilson(point["accuracy"] * point["count"], point["count"])
         tip = round(base - 48 * point["count"] / most, 1)
         width = round(wide * (point["high"] - point["low"]) - 4, 1)
         body += [
             vline(x(point["confidence"]), y(high), y(low), "whisker"),
-            _dot(x(point["confidence"]), y(point["accuracy"]), 4.5, "accent"),
-            _rect(float(x(point["low"])) + 2, tip, width, round(base - tip, 1), "bar"),
+            circle(x(point["confidence"]), y(point["accuracy"]), 4.5, "dot accent"),
+            rect(x(point["low"]) + 2, tip, width, round(base - tip, 1), "bar"),
             svg_text(
                 x((point["low"] + point["high"]) / 2),
                 tip - 4,
@@ -256,54 +256,6 @@ def reliability_plot(key: str, curve: Sequence[dict[str, float]]) -> Markup:
 
 def _pc(value: float) -> str:
     return f"{100 * value:.2f}%"
-
-
-def tick_label(value: float) -> str:
-    """Label of an axis without trailing zeros: `0.25`, `0.5`, `1`."""
-    return f"{value:.2f}".rstrip("0").rstrip(".") or "0"
-
-
-def svg_text(x: object, y: float, text: str, tone: str, anchor: str = "start", shift: int = 0) -> str:
-    """A text element; `shift` moves it to the right by so many pixels."""
-    moved = f' dx="{shift}"' if shift else ""
-    return f'<text x="{x}" y="{y:g}"{moved} text-anchor="{anchor}" class="{tone}">{escape(text)}</text>'
-
-
-def hline(x1: object, x2: object, y: float, tone: str) -> str:
-    """A horizontal line."""
-    return f'<line x1="{x1}" x2="{x2}" y1="{y:g}" y2="{y:g}" class="{tone}"/>'
-
-
-def vline(x: object, y1: float, y2: float, tone: str) -> str:
-    """A vertical line."""
-    return f'<line x1="{x}" x2="{x}" y1="{y1:g}" y2="{y2:g}" class="{tone}"/>'
-
-
-def _rect(x: object, y: float, width: object, height: float, tone: str) -> str:
-    return f'<rect x="{x}" y="{y:g}" width="{width}" height="{height:g}" class="{tone}"/>'
-
-
-def _dot(x: object, y: float, radius: float, tone: str) -> str:
-    return f'<circle cx="{x}" cy="{y:g}" r="{radius:g}" class="dot {tone}"/>'
-
-
-def svg(key: str, title: str, said: str, height: int, body: Sequence[str], box: str = "") -> Markup:
-    """Wrap elements in an SVG plot.
-
-    Args:
-        key: Prefix of the element ids.
-        title: Title for screen readers.
-        said: Description for screen readers.
-        height: Height in pixels.
-        body: SVG elements.
-        box: viewBox of plots that scale with the page; replaces `height`.
-    """
-    size = f'viewBox="{box}"' if box else f'width="100%" height="{height}"'
-    return Markup(
-        f'<svg class="plot" role="img" aria-labelledby="{key}-title {key}-desc" {size}>'
-        f'<title id="{key}-title">{escape(title)}</title>'
-        f'<desc id="{key}-desc">{escape(said)}</desc>{"".join(body)}</svg>'
-    )
 
 
 _BINS = 32
@@ -337,21 +289,22 @@ def histogram(
     counts = np.histogram(x, _BINS, (ends[0], ends[2]) if span > 0 else (ends[0] - 0.5, ends[0] + 0.5))[0]
     wide = 100 / _BINS
     body = [
-        f'<rect x="{i * wide:.2f}%" y="{_TALL - tall:.1f}" width="{wide * 0.9:.2f}%" height="{tall:.1f}" class="bar"/>'
+        rect(f"{i * wide:.2f}%", _TALL - tall, f"{wide * 0.9:.2f}%", tall, "bar")
         for i, tall in enumerate(np.maximum(1.5, _TALL * counts / max(counts.max(), 1)))
         if counts[i]
     ]
     at = 100 * (ends[1] - ends[0]) / span if span > 0 else 50.0
     anchor = "start" if at < 25 else "end" if at > 75 else "middle"
+    place = f"{at:.2f}%"
     body += [
-        f'<line x1="0" x2="100%" y1="{_TALL}" y2="{_TALL}" class="axis"/>',
-        f'<line x1="{at:.2f}%" x2="{at:.2f}%" y1="0" y2="{_TALL}" class="mean"/>',
-        f'<text x="{at:.2f}%" y="-6" text-anchor="{anchor}" class="small muted">median {escape(shown(middle))}</text>',
-        f'<text x="0" y="{_TALL + 18}" class="small muted">{escape(shown(low))}</text>',
-        f'<text x="100%" y="{_TALL + 18}" text-anchor="end" class="small muted">{escape(shown(high))}</text>',
+        hline("0", "100%", _TALL, "axis"),
+        vline(place, 0, _TALL, "mean"),
+        svg_text(place, -6, f"median {shown(middle)}", "small muted", anchor),
+        svg_text("0", _TALL + 18, shown(low), "small muted"),
+        svg_text("100%", _TALL + 18, shown(high), "small muted", "end"),
     ]
     said = f"from {shown(low)} over the median {shown(middle)} to {shown(high)}, {len(values):,} photos"
-    return _svg(key, "spread", f'width="100%" height="{_TALL + 24}"', title, said, body)
+    return svg(key, title, said, _TALL + 24, body, kind="spread")
 
 
 def mean_photo(grey: NDArray[np.uint8], thumb: NDArray[np.uint8], aspect: float) -> tuple[str, int, int]:
@@ -391,12 +344,4 @@ def heat_map(key: str, title: str, cells: NDArray[np.float64]) -> Markup:
     ]
     said = f"{side} by {side} cells; the fullest holds {most:.0%}"
     ground = f'<rect width="{side}" height="{side}" class="ground"/>'
-    return _svg(key, "heats", f'viewBox="0 0 {side} {side}"', title, said, [ground, *body])
-
-
-def _svg(key: str, kind: str, size: str, title: str, said: str, body: list[str]) -> Markup:
-    return Markup(
-        f'<svg class="plot {kind}" role="img" aria-labelledby="{key}-title {key}-desc" {size}>'
-        f'<title id="{key}-title">{escape(title)}</title><desc id="{key}-desc">{escape(said)}</desc>'
-        f"{''.join(body)}</svg>"
-    )
+    return svg(key, title, said, 0, [ground, *body], box=f"0 0 {side} {side}", kind="heats")

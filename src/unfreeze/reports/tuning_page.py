@@ -15,7 +15,8 @@ from unfreeze.core.files import atomic_write
 from unfreeze.core.format import format_percent, format_score, format_seconds, pluralize
 from unfreeze.reports.html import stylesheet, templates
 from unfreeze.reports.run_report import no_break
-from unfreeze.reports.svg import ScoreRow, bars, score_rows, svg
+from unfreeze.reports.svg import ScoreRow, bars, score_rows
+from unfreeze.reports.svg_elements import hline, svg, svg_text
 
 if TYPE_CHECKING:
     from unfreeze.analysis.tuning.search import Row
@@ -98,13 +99,13 @@ def history(rows: Sequence[Row]) -> Markup:
     def x(place: int) -> str:
         return f"{_FIRST + (_LAST - _FIRST) * place / max(rows[-1].number, 1):.2f}%"
 
-    def y(value: float) -> str:
-        return f"{bottom - _HIGH * (value - low) / (high - low):.1f}"
+    def y(value: float) -> float:
+        return round(bottom - _HIGH * (value - low) / (high - low), 1)
 
     body = []
     for value in (low, (low + high) / 2, high):
-        body.append(f'<line x1="{x(0)}" x2="{_LAST}%" y1="{y(value)}" y2="{y(value)}" class="rule"/>')
-        body.append(f'<text x="0" y="{y(value)}" dy="4" class="muted small">{format_score(value)}</text>')
+        body.append(hline(x(0), f"{_LAST}%", y(value), "rule"))
+        body.append(svg_text("0", y(value) + 4, format_score(value), "muted small"))
     best, since = 0.0, 0  # best score so far and its trial; trial 0, the given recipe, is never pruned
     for r in rows:
         if r.state == "complete" and r.value > best:
@@ -118,16 +119,14 @@ def history(rows: Sequence[Row]) -> Markup:
         tone = "dot accent" if r.state == "complete" else "dot hollow"
         place = f'cx="{x(r.number)}" cy="{y(r.scores[-1])}" r="4"'
         body.append(f'<circle {place} class="{tone}"><title>{escape(said)}</title></circle>')
-    body.append(f'<text x="{_FIRST}%" y="{bottom + 24}" class="muted small">the recipe given</text>')
-    body.append(
-        f'<text x="{_LAST}%" y="{bottom + 24}" text-anchor="end" class="muted small">recipe {rows[-1].number}</text>'
-    )
+    body.append(svg_text(f"{_FIRST}%", bottom + 24, "the recipe given", "muted small"))
+    body.append(svg_text(f"{_LAST}%", bottom + 24, f"recipe {rows[-1].number}", "muted small", "end"))
     said = f"{len(scored)} recipes, the first {format_score(scored[0].scores[-1])}, the best {format_score(best)}"
     title = "Macro F1 in the search, by the order in which recipes were tried"
     return svg("history", title, said, bottom + 32, body)
 
 
-def _step(x1: str, y1: str, x2: str, y2: str) -> str:
+def _step(x1: str, y1: float, x2: str, y2: float) -> str:
     return f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" class="curve"/>'
 
 

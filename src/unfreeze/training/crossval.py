@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from unfreeze.core.processes import child_environment, program
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Recipe, checked_recipe
 from unfreeze.core.runs import Run, default_run_dir
+from unfreeze.core.version import versions
 from unfreeze.data.checks import run_checks
 from unfreeze.data.scan import ImageScan
 from unfreeze.data.splits import stratified_group_kfold
@@ -74,12 +74,8 @@ def environment(seed: int, timings: dict[str, float]) -> dict[str, Any]:
     Returns:
         A JSON-serializable dictionary.
     """
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            versions[package] = version(package)
     return {
-        "versions": versions,
+        "versions": {"python": platform.python_version(), **versions(*_PACKAGES)},
         "device": f"{cores()} cores, {cpu_name()}",
         "system": platform.platform(),
         "git": _revision(),

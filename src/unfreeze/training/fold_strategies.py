@@ -13,7 +13,7 @@ import numpy as np
 
 from unfreeze.core.cache import stable_hash
 from unfreeze.core.errors import RecipeError
-from unfreeze.core.files import read_json, write_json
+from unfreeze.core.files import json_memo
 from unfreeze.core.recipe import Recipe
 from unfreeze.training.context import FitContext, StrategyResult
 from unfreeze.training.linear_probe.strategy import Probe, probe
@@ -109,15 +109,16 @@ def _chosen(work: FitContext, choose: StrategyChooser) -> tuple[Changes, ...]:
     path = work.folder / "recommendation.json"
     about = [work.photos.classes, work.labels.tolist(), work.units.tolist()]
     mark = stable_hash([work.identity(), *about, work.recipe.model_dump(mode="json")])
-    try:
-        found = read_json(path)
-        if found["identity"] == mark and len(found["chosen"]) == work.recipe.folds.n_splits:
-            return tuple(dict(changes) for changes in found["chosen"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    choice = choose(work)
-    write_json(path, {"identity": mark, "chosen": list(choice.changes), **choice.evidence})
-    return choice.changes
+
+    def compute() -> dict[str, Any]:
+        choice = choose(work)
+        return {"identity": mark, "chosen": list(choice.changes), **choice.evidence}
+
+    def parse(found: dict[str, Any]) -> tuple[Changes, ...] | None:
+        same = found["identity"] == mark and len(found["chosen"]) == work.recipe.folds.n_splits
+        return tuple(dict(changes) for changes in found["chosen"]) if same else None
+
+    return json_memo(path, compute, parse)
 
 
 def _together(work: FitContext, parts: list[tuple[Changes, tuple[int, ...], StrategyResult]]) -> StrategyResult:

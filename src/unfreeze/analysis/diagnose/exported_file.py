@@ -13,7 +13,7 @@ from unfreeze.analysis.diagnose.cause import Cause, Severity, max_severity, not_
 from unfreeze.analysis.diagnose.preprocessing import CALLS, FAULTS, LARGE
 from unfreeze.core.dataset import probability_columns
 from unfreeze.core.errors import StorageError, UnfreezeError
-from unfreeze.core.files import read_json
+from unfreeze.core.files import read_record
 from unfreeze.core.format import format_estimate
 from unfreeze.core.messages import wording
 from unfreeze.core.progress import Reporter
@@ -129,13 +129,12 @@ def _checked(run: Run, file: Path, reporter: Reporter) -> Cause:
 
 def _about(file: Path) -> dict[str, Any]:
     """Folds and int8 difference according to <file>.json; empty if it is absent or damaged."""
-    try:
-        sidecar = read_json(sidecar_path(file))
-        folds = [int(k) for k in sidecar["folds"]]
+
+    def parse(sidecar: dict[str, Any]) -> dict[str, Any]:
         int8 = float(sidecar["int8"]["parity"]["difference"]) if sidecar["int8"] else 0.0
-    except (OSError, ValueError, KeyError, TypeError):
-        folds, int8 = [], 0.0
-    return {"folds": folds, "int8": int8}
+        return {"folds": [int(k) for k in sidecar["folds"]], "int8": int8}
+
+    return read_record(sidecar_path(file), parse) or {"folds": [], "int8": 0.0}
 
 
 def _format(file: Path) -> str:

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from unfreeze.analysis.tuning.space import Dimension
 from unfreeze.core.cache import stable_hash
 from unfreeze.core.errors import RecipeError, RunError, StorageError
-from unfreeze.core.files import read_json, translate_os_errors, write_json
+from unfreeze.core.files import read_record, translate_os_errors, write_json
 from unfreeze.core.messages import option
 from unfreeze.core.processes import file_lock
 from unfreeze.core.recipe import Recipe, read_recipe
@@ -134,11 +134,7 @@ def cleanup(folder: Path, *names: str) -> None:
 
 def record(folder: Path) -> dict[str, Any]:
     """Content of tune.json; empty if it is absent or damaged."""
-    try:
-        found = read_json(folder / RECORD)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_record(folder / RECORD, lambda found: found if isinstance(found, dict) else None) or {}
 
 
 def _clear(folder: Path) -> None:

@@ -14,14 +14,15 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from unfreeze.analysis.compare import Comparison, compare
 from unfreeze.core.errors import RunError
 from unfreeze.core.format import format_score, pluralize
 from unfreeze.core.messages import selection_sentence
 from unfreeze.core.runs import selection_of
-from unfreeze.reports import svg
+from unfreeze.reports import svg, svg_elements
+from unfreeze.reports.svg_elements import circle, polyline, svg_text, value_axis
 from unfreeze.server.studio.layout import Studio
 from unfreeze.server.studio.library import run_url
 
@@ -146,27 +147,12 @@ def _plot(key: str, title: str, folds: dict[int, list[tuple[int, float]]], unit:
     def y(value: float) -> float:
         return bottom - _HIGH * min(value / most, 1.0)
 
-    body = []
-    for share in (0.0, 0.5, 1.0):
-        at = bottom - _HIGH * share
-        body.append(f'<line x1="{_LEFT}" x2="{_LEFT + _WIDE}" y1="{at:g}" y2="{at:g}" class="rule"/>')
-        body.append(
-            f'<text x="{_LEFT - 8}" y="{at + 4:g}" text-anchor="end" class="muted small">{most * share:.3g}</text>'
-        )
+    body = value_axis(_LEFT, _LEFT + _WIDE, bottom, _HIGH, most)
     for points in folds.values():
-        line = " ".join(f"{x(e):.1f},{y(v):.1f}" for e, v in points)
-        body.append(f'<polyline points="{line}" class="curve"/>')
-        body.append(f'<circle cx="{x(points[-1][0]):.1f}" cy="{y(points[-1][1]):.1f}" r="4" class="dot accent"/>')
-    body += [
-        f'<text x="{x(epoch):.1f}" y="{bottom + 20}" text-anchor="middle" class="muted small">{epoch}</text>'
-        for epoch in sorted({1, epochs})
-    ]
-    body.append(
-        f'<text x="{_LEFT + _WIDE / 2:g}" y="{bottom + 20}" text-anchor="middle" class="muted small">epoch</text>'
-    )
+        line = [(x(e), y(v)) for e, v in points]
+        body += [polyline(line, "curve"), circle(*line[-1], 4, "dot accent")]
+    body += [svg_text(x(e), bottom + 20, str(e), "muted small", "middle") for e in sorted({1, epochs})]
+    body.append(svg_text(_LEFT + _WIDE / 2, bottom + 20, "epoch", "muted small", "middle"))
     said = "; ".join(f"fold {fold}: {points[-1][1]:.3f} after epoch {points[-1][0]}" for fold, points in folds.items())
-    return Markup(
-        f'<svg class="plot" role="img" aria-labelledby="{key}-title {key}-desc" '
-        f'viewBox="0 0 {_LEFT + _WIDE + 12} {bottom + 28}"><title id="{key}-title">{escape(title)} by epoch, a line '
-        f'for each fold</title><desc id="{key}-desc">{escape(said)}</desc>{"".join(body)}</svg>'
-    )
+    box = f"0 0 {_LEFT + _WIDE + 12} {bottom + 28}"
+    return svg_elements.svg(key, f"{title} by epoch, a line for each fold", said, 0, body, box=box)

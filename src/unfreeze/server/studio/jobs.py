@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from unfreeze.core.errors import RunError, StorageError
-from unfreeze.core.files import read_json, regular_file, translate_os_errors, write_json
+from unfreeze.core.files import read_json, read_record, regular_file, translate_os_errors, write_json
 from unfreeze.core.processes import child_environment, file_lock, python_command
 from unfreeze.core.progress import PROGRESS_FILE_ENV
 from unfreeze.core.signing import is_signed, sign
@@ -393,8 +393,4 @@ def _born(pid: int) -> float:
 
 
 def _finished(run: Path) -> bool:
-    try:
-        info: Any = read_json(run / "run.json")
-    except (OSError, ValueError):
-        return False
-    return isinstance(info, dict) and info.get("status") == "finished"
+    return bool(read_record(run / "run.json", lambda info: info.get("status") == "finished"))

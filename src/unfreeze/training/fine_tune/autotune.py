@@ -18,7 +18,6 @@ The rules for precision and memory format were derived from step times of networ
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -31,7 +30,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from unfreeze.core.files import write_json
+from unfreeze.core.files import read_record, write_json
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe_schema import Train
 from unfreeze.training.fine_tune.losses import Loss
@@ -187,16 +186,16 @@ class Plan:
         Returns:
             The plan, or None if it is missing, damaged, or of another training.
         """
-        try:
-            kept = json.loads(file.read_text("utf-8"))
+
+        def parse(kept: dict[str, Any]) -> Plan | None:
             values = kept["plan"]
             need = values.pop("need")
             plan = cls(**values, need=StepMemory(**need) if need else None)
             known = plan.precision in _FABRIC and plan.memory_format in _FORMATS
             usable = known and isinstance(plan.micro_batch, int) and plan.micro_batch > 0
             return plan if usable and identity in ("", kept["identity"]) else None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None
+
+        return read_record(file, parse)
 
 
 def make_fabric(precision: str) -> Fabric:

@@ -5,7 +5,6 @@ A job and its result are stored as plain files (JSON, npz, npy and safetensors).
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from safetensors.torch import save as to_bytes
 from unfreeze.core.arrays import Rows
 from unfreeze.core.cache import stable_hash
 from unfreeze.core.errors import RunError, UnfreezeError
-from unfreeze.core.files import atomic_write, read_json, regular_file, write_json
+from unfreeze.core.files import atomic_write, json_memo, read_json, regular_file, write_json
 from unfreeze.core.parallel import cores
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Recipe, from_dict
@@ -268,17 +267,17 @@ def _short(job: FoldJob, setting: TrainSetup, folder: Path, seconds: float, plan
     """
     if job.settings.progressive_resizing:
         return False
-    mark = folder / "smaller.json"
-    with contextlib.suppress(OSError, ValueError):
-        return bool(read_json(mark)["smaller"])
-    short = job.settings.epochs * len(job.train) > seconds * plan.pace > 0
-    if short:
-        try:
-            setting.check(progressive=True)
-        except UnfreezeError:  # fixed input size
-            short = False
-    write_json(mark, {"smaller": short})
-    return short
+
+    def compute() -> dict[str, bool]:
+        short = job.settings.epochs * len(job.train) > seconds * plan.pace > 0
+        if short:
+            try:
+                setting.check(progressive=True)
+            except UnfreezeError:  # fixed input size
+                short = False
+        return {"smaller": short}
+
+    return json_memo(folder / "smaller.json", compute, lambda found: bool(found["smaller"]))
 
 
 def _go_back(model: FineTuneModel, begun: dict[str, torch.Tensor], keep: float) -> None:
