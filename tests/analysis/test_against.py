@@ -32,7 +32,7 @@ def halves(photos):
 
 @pytest.fixture(scope="module")
 def dark(halves, tmp_path_factory):
-    """The second half through another camera: darker and with less colour."""
+    """The second half through another camera: darker and with less color."""
     folder = tmp_path_factory.mktemp("dark")
     for i, file in enumerate(halves[1].files()):
         with Image.open(file) as image:

@@ -20,7 +20,7 @@ from unfreeze.core.runs import list_runs
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """48 photos of 24 groups; colour alone tells the three classes."""
+    """48 photos of 24 groups; color alone tells the three classes."""
     return class_folders(tmp_path_factory.mktemp("photos") / "colours", groups=8)
 
 

@@ -34,7 +34,7 @@ THREE = np.arange(60) % 3
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """120 photos of 60 groups, three colours that are told well. Not to be changed."""
+    """120 photos of 60 groups, three colors that are told well. Not to be changed."""
     place = tmp_path_factory.mktemp("plain")
     return quick_run(painted(place / "photos", THREE, signal=60), place / "run")
 

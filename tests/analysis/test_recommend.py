@@ -22,7 +22,7 @@ SECONDS = ("seconds", "full_seconds")
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """54 photos of 27 groups in three colours."""
+    """54 photos of 27 groups in three colors."""
     source = colours(tmp_path_factory.mktemp("recommend") / "photos", groups=9, each=2)
     recipe = auto_recipe(source, recommend__candidates=["partial", "scratch"])
     return uf.read(source, recipe.source), recipe

@@ -164,7 +164,7 @@ def test_a_recipe_that_cannot_be_is_told_and_the_search_goes_on(work, tmp_path):
 
 @pytest.mark.skipif(not find_spec("retinaface"), reason="the extra faces is not installed")
 def test_faces_are_looked_for_where_a_recipe_asks_for_them(work, tmp_path):
-    """None is there, so that the centre is seen: what matters is that either crop can be tried from the other."""
+    """None is there, so that the center is seen: what matters is that either crop can be tried from the other."""
     for given, space in (("face", "image.crop=1.0,face"), (1.0, "image.crop=face,1.0")):
         recipe = work.recipe.replace(**{"image.crop": given, "tune.search_space": [space], "tune.trials": 4})
         one = replace(work, recipe=recipe)

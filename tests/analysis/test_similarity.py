@@ -137,13 +137,13 @@ def found(photos, tmp_path_factory):
 def test_all_measures_of_drawn_photos(found):
     assert found.photos == 48 and 0 <= found.low <= found.position <= found.high <= 1
     assert found.high - found.low >= 0.1
-    for name in ("pretrained", "untrained", "plain"):  # colours: anything tells them
+    for name in ("pretrained", "untrained", "plain"):  # colors: anything tells them
         one = found.measure(f"separability_{name}")
         assert 0.7 < one.low <= one.value <= one.high <= 1
     distance, far = found.measure("pretraining_distance"), found.measure("noise_distance")
     assert distance.value > NEAR and distance.vote == found.position
     assert distance.low <= distance.high and far.value > NEAR
-    assert found.measure("owed_to_pretraining").value < 0.3  # pretraining adds nothing to colours
+    assert found.measure("owed_to_pretraining").value < 0.3  # pretraining adds nothing to colors
     assert found.position < 0.5 and "EfficientNet-Lite0" in found.sentence
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["measures"]
 

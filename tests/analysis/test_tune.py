@@ -32,7 +32,7 @@ def told(found: Tuning) -> str:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """32 photos of 16 groups, told apart by colour alone; and a recipe that sees them in gray."""
+    """32 photos of 16 groups, told apart by color alone; and a recipe that sees them in gray."""
     recipe = search_recipe(tinted(tmp_path_factory.mktemp("tune") / "photos", groups=8), trials=4)
     return uf.read(recipe.source.path, recipe.source), recipe
 

@@ -34,7 +34,7 @@ def cropped(image, left=0.0, top=0.0, right=0.0, bottom=0.0):
 
 
 def repainted(image):
-    """Another colour in one ninth of it, about as light as before."""
+    """Another color in one ninth of it, about as light as before."""
     pixels = np.asarray(image).astype(np.int16)
     h, w = pixels.shape[:2]
     pixels[h // 3 : 2 * h // 3, w // 3 : 2 * w // 3] += np.array([60, -34, 20], np.int16)

@@ -77,7 +77,7 @@ def test_a_margin_shows_more_than_the_evaluation_view(fresh_cache, tmp_path):
 
 
 def test_squash_keeps_the_whole_width(fresh_cache, tmp_path):
-    """A wide photo's left and right ends are in the squashed square and not in the centre square."""
+    """A wide photo's left and right ends are in the squashed square and not in the center square."""
     photo = np.zeros((100, 300, 3), np.uint8)
     photo[:, :90, 0], photo[:, 210:, 1] = 255, 255
     Image.fromarray(photo).save(tmp_path / "wide.png")

@@ -17,7 +17,7 @@ FOLDS = np.arange(40) % 4
 
 
 def recorded(judged: np.ndarray, listing: dict[int, list[int]] | None = None, excluded: tuple[int, ...] = ()):
-    """Runs it on 40 images of which 0 to 7 are relabelled; returns the result and what each fit and search saw."""
+    """Runs it on 40 images of which 0 to 7 are relabeled; returns the result and what each fit and search saw."""
     given = np.zeros(40, np.int64)
     corrected = given.copy()
     corrected[:8] = 1

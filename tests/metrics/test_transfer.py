@@ -18,7 +18,7 @@ from unfreeze.metrics.transferability import (
 
 
 def drawn(seed=0, n=60, width=5, classes=3, apart=1.0):
-    """Features around a centre a class, `apart` deviations from each other, and the labels."""
+    """Features around a center a class, `apart` deviations from each other, and the labels."""
     draw = np.random.default_rng(seed)
     labels = np.arange(n) % classes
     centres = draw.normal(size=(classes, width)) * apart

@@ -1,4 +1,4 @@
-"""What leaves a run that sees gray photos: exported files take colours and turn them gray, pages show what was seen."""
+"""What leaves a run that sees gray photos: exported files take colors and turn them gray, pages show what was seen."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_an_exported_file_takes_colours_and_answers_as_the_run(gray_run: Run, tm
     p = classifier.graphs[0].preprocessing
     pixels = np.stack([load_crop(file.read_bytes(), p.size, p.crop) for file in files])
     _, answer = open_exported(found.path)
-    assert np.ptp(pixels, axis=3).max() > 50  # coloured
+    assert np.ptp(pixels, axis=3).max() > 50  # colored
     np.testing.assert_allclose(answer([pixels]), want, atol=1e-4)
     np.testing.assert_array_equal(answer([pixels]), answer([to_grayscale(pixels)]))
 

@@ -75,7 +75,7 @@ def test_the_folds_are_averaged_as_for_the_test_split(run, photos):
 
 
 def test_a_tall_photo_is_seen_by_its_own_centre(run, photos, tmp_path):
-    """Height and width are not swapped: what is outside the centre square of a tall or wide photo does not count."""
+    """Height and width are not swapped: what is outside the center square of a tall or wide photo does not count."""
     from PIL import Image
 
     inner = np.asarray(Image.open(photos.root / "train/000.jpg").convert("RGB").resize((80, 80)))

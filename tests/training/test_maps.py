@@ -103,7 +103,7 @@ def test_occlusion_finds_what_the_answer_rests_on_and_nothing_else() -> None:
     assert found.method == "occlusion" and (found.label, found.runner_up) == (0, 1) and found.margin == pytest.approx(1)
     assert found.peak()[0] == pytest.approx(5 / 6, abs=0.1) and found.peak()[1] == pytest.approx(0.19, abs=0.1)
     assert (found.values[4:] == 0).all() and (found.values[:, :4] == 0).all()
-    # Whole covered the red falls to grey: the margin goes from 1 to 2 * 124 / 255 - 1.
+    # Whole covered the red falls to gray: the margin goes from 1 to 2 * 124 / 255 - 1.
     assert found.values.max() == pytest.approx(2 - 2 * 124 / 255, abs=1e-6)
     other = occlusion_map(predict, photo, label=1, batch=7)
     np.testing.assert_allclose(other.values, -found.values, atol=1e-12)
@@ -207,7 +207,7 @@ def test_near_by_a_trained_network_is_read_once(full_run: Run, corner_photos: Pa
     assert first is not None and again is not None and read == [len(table), 0]
     ((near, known),) = first
     assert known and table["path"][0] not in [n.path for n in near] and len(near) == 3
-    # The network tells red from blue: what is most alike is of the same colour.
+    # The network tells red from blue: what is most alike is of the same color.
     assert {n.label for n in near} == {table["label"][0]}
     ((near, known),) = again
     outside = set(table["path"][table["fold"] != table["fold"][0]])

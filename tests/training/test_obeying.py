@@ -54,7 +54,7 @@ def test_relabelled_excluded_and_kept(before: tuple[Path, Run], tmp_path: Path) 
     did = run.scores()["corrections"]
     assert (did["relabel"], did["exclude"], did["keep"], did["photos"]) == (1, 1, 2, 72)
     assert did["moves"] == [{"given": "green", "label": "red", "photos": 1}]
-    assert "1 relabelled, 1 excluded" in (run.path / "findings.json").read_text()
+    assert "1 relabeled, 1 excluded" in (run.path / "findings.json").read_text()
     assert not (run.path / "scratch").exists()
     now = {p.relative_to(before[0].parent): p.read_bytes() for p in before[0].parent.rglob("*") if p.is_file()}
     assert photos == now, "photos and tables are never changed"
@@ -151,7 +151,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(before: tuple[Path
 
 
 def test_attributes_follow_the_new_label(tmp_path: Path) -> None:
-    """A combined label is relabelled in all its parts."""
+    """A combined label is relabeled in all its parts."""
     table, _ = wrong_set(tmp_path / "photos")
     frame = pd.read_csv(table).rename(columns={"label": "colour"})
     frame["size"] = ["small" if i % 4 < 2 else "large" for i in range(len(frame))]

@@ -126,7 +126,7 @@ def test_contradictions_and_absences_are_told(monkeypatch, source):
 
 
 def test_squares_are_needed_where_faces_are_seen(fresh_cache, source):
-    """Never the centre because somebody forgot to hand the squares down."""
+    """Never the center because somebody forgot to hand the squares down."""
     files = sorted(source.rglob("*.jpg"))[:2]
     with pytest.raises(ValueError, match="squares"):
         extract.compute_features(

@@ -363,7 +363,7 @@ def _separability(name: str, draws: F64) -> Measure:
     says = {
         "pretrained": "macro F1 beyond chance on the pretrained features",
         "untrained": "the same on an untrained copy of the backbone",
-        "plain": "the same on plain statistics of colour and texture",
+        "plain": "the same on plain statistics of color and texture",
     }[name]
     low, high = np.percentile(draws[1:], [2.5, 97.5])
     return Measure(f"separability_{name}", float(draws[0]), float(low), float(high), None, says)

@@ -41,7 +41,7 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     name="unfreeze",
-    help="From a folder of labelled photos to a classifier, and an honest account of how good it is on groups "
+    help="From a folder of labeled photos to a classifier, and an honest account of how good it is on groups "
     "it has never seen.\n\nExample: `unfreeze demo`",
     no_args_is_help=True,
     # On narrow terminals the boxes of the rich help truncate option names; the plain help does not.

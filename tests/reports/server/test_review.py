@@ -289,12 +289,12 @@ def test_a_person_judges_and_a_kill_loses_nothing(run: Run, file: Path, browser:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.goto(address)
         page.locator("#done-title").filter(has_text="All 3 are judged.").wait_for()
-        assert "2 relabelled, 0 excluded, 1 kept." in page.locator("#done").inner_text()
+        assert "2 relabeled, 0 excluded, 1 kept." in page.locator("#done").inner_text()
         assert "--corrections" in page.locator("#done code").last.inner_text()
         page.locator("#back").click()
         page.locator("#keys-on").uncheck()
         page.locator("body").press("k")
-        assert page.locator("#correction").inner_text().startswith("relabelled"), "shortcuts can be turned off"
+        assert page.locator("#correction").inner_text().startswith("relabeled"), "shortcuts can be turned off"
         page.locator("#exclude").focus()
         page.keyboard.press("Enter")
         page.locator("#place").filter(has_text="Suspect 2 of 3").wait_for()
