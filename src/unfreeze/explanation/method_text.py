@@ -79,8 +79,8 @@ def region_name(heat: HeatMap) -> str:
     if heat.values.size == 1 or heat.values.max() <= 0:
         return ""
     across, down = (min(int(3 * share), 2) for share in heat.peak())
-    name = f"{('upper', 'middle', 'lower')[down]} {('left', 'centre', 'right')[across]}"
-    return "centre" if name == "middle centre" else name
+    name = f"{('upper', 'middle', 'lower')[down]} {('left', 'center', 'right')[across]}"
+    return "center" if name == "middle center" else name
 
 
 def strongest(maps: Sequence[HeatMap]) -> str:

@@ -98,7 +98,7 @@ class ModelInfo:
         parameters: Number of parameters.
         gmacs: Multiply-adds per image at the native size, in billions.
         stages: Stages, stem first.
-        license: License of the pretrained weights.
+        licence: License of the pretrained weights.
     """
 
     name: str

@@ -222,7 +222,7 @@ class CatalogEntry:
         pixels: Side of the square input; 0 if unknown.
         parameters: Number of parameters; None if not computed.
         gmacs: Multiply-adds per image in billions; None if not computed.
-        license: License of the weights.
+        licence: License of the weights.
         commercial: Whether the license allows commercial use.
         source: Origin of the weights.
         available: Whether the weights are on this machine.

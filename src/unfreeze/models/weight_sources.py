@@ -38,7 +38,7 @@ class WeightSource:
         hub: Hugging Face repository, '' if none.
         files: File names in that repository, best first.
         url: Download URL, '' if none.
-        license: License of the weights, '' if not stated.
+        licence: License of the weights, '' if not stated.
         pixels: Side of the input that they were trained for, in pixels; 0 if not stated.
     """
 

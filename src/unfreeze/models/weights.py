@@ -70,7 +70,7 @@ class Weights(Protocol):
     """Protocol of a source of parameters.
 
     Attributes:
-        license: License of the weights, '' if not stated.
+        licence: License of the weights, '' if not stated.
         remedy: How to get the weights if they are missing.
     """
 
@@ -241,7 +241,7 @@ class PackagedWeights:
         module: Import name of the package.
         file: Path of the checkpoint inside the package.
         sha256: Expected hexadecimal sha256 of the file.
-        license: License of the weights.
+        licence: License of the weights.
         keys: Tensor names in the file.
     """
 
