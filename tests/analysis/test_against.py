@@ -41,7 +41,7 @@ def dark(halves, tmp_path_factory):
     return folder
 
 
-def test_two_halves_are_not_told_apart(halves):
+def test_two_halves_are_not_distinguished(halves):
     found = uf.compare_datasets(*halves)
     assert found.result.low <= 0.5 + 0.05 and not (found.apart and found.result.auc > 0.65)
     assert 0.3 < found.result.auc < 0.7

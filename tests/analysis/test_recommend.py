@@ -55,7 +55,7 @@ def told(recommendation) -> str:
 # --- the same again -----------------------------------------------------------------------------------------------
 
 
-def test_interrupted_and_taken_up_it_says_the_same_as_in_one_go(photos, found, fresh_cache):
+def test_interrupted_and_resumed_it_says_the_same_as_in_one_go(photos, found, fresh_cache):
     with trained_here(stop_after=1), pytest.raises(KeyboardInterrupt):
         recommend(*photos)
     with trained_here() as done:

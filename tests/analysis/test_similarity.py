@@ -148,7 +148,7 @@ def test_all_measures_of_drawn_photos(found):
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["measures"]
 
 
-def test_labels_at_random_are_told_by_nothing(photos, found, tmp_path):
+def test_labels_at_random_are_predicted_by_nothing(photos, found, tmp_path):
     before = found
     found = measured(photos, tmp_path, labels=lambda own: np.random.default_rng(3).permutation(own))
     for name in ("pretrained", "untrained", "plain"):

@@ -53,7 +53,7 @@ def test_suspects_refuses_in_one_line(cli: Cli, made: tuple[Path, Path, Run], op
     assert answer.code == 2 and said in answer.complaint
 
 
-def test_fit_obeys_corrections_and_says_what_they_did(cli: Cli, made: tuple[Path, Path, Run]) -> None:
+def test_fit_applies_corrections_and_says_what_they_did(cli: Cli, made: tuple[Path, Path, Run]) -> None:
     table, _, run = made
     lines = ["path,hash,action,label,timestamp", *(f"{p},,relabel,{p.split('/')[0]}," for p in WRONG)]
     Path("v.csv").write_text("\n".join(lines) + "\n")

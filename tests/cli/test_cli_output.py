@@ -226,7 +226,7 @@ def test_parquet_equals_csv(fitted: Path, photos: Path, cli: Cli) -> None:
     pd.testing.assert_frame_equal(parquet, uf.load(fitted).predict(photos), check_dtype=False)
 
 
-def test_views_change_probabilities_and_a_wrong_one_is_told(fitted: Path, photos: Path, cli: Cli) -> None:
+def test_views_change_probabilities_and_a_wrong_one_is_reported(fitted: Path, photos: Path, cli: Cli) -> None:
     assert cli("predict", fitted, photos, "--tta", "flip", "--out", "f.csv").code == 0
     answer = cli("predict", fitted, photos, "--tta", "flop", "--out", "g.csv")
     assert answer.code == 2 and "--tta flop" in answer.complaint

@@ -64,7 +64,7 @@ def test_a_long_burst_is_one_group():
     assert groups[300] not in groups[:300]
 
 
-def test_plain_photos_of_many_colours():
+def test_plain_photos_of_many_colors():
     """One hash, 200 photos in two colors that interleave: two groups, whichever comes first."""
     hashes, thumbs = np.zeros((200, 4), np.uint64), np.zeros((200, 8, 8, 3), np.uint8)
     thumbs[1::2] = 200

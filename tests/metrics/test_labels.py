@@ -95,7 +95,7 @@ def test_six_photos_say_female_and_one_male() -> None:
     assert table["reason"].iloc[0] == "gender: 6 of the 6 other photos of its group say male, this one female"
 
 
-def test_a_whole_group_labelled_wrong_is_listed_whole() -> None:
+def test_a_whole_group_labeled_wrong_is_listed_whole() -> None:
     groups = np.repeat(np.arange(40), 7)
     truth = np.repeat(np.arange(40) % 2, 7)
     given = truth.copy()
@@ -136,7 +136,7 @@ def test_a_duplicate_with_another_label_is_named(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "suspect"), [("the same", True), ("nearly the same", False)])
-def test_near_images_that_models_tell_apart_are_hardly_one_image(kind: str, suspect: bool) -> None:
+def test_near_images_that_models_distinguish_are_hardly_one_image(kind: str, suspect: bool) -> None:
     """Both labels are right as far as models see. Of equal bytes one must be wrong, of look-alikes neither."""
     truth = np.arange(60) % 3
     proba = told(truth, 3, 3.0)

@@ -46,7 +46,7 @@ def test_logme_is_the_largest_evidence(width):
     assert found >= np.mean(best) - 1e-9  # no point of a grid beats the maximum
 
 
-def test_logme_prefers_features_that_tell_the_classes():
+def test_logme_prefers_features_that_separate_the_classes():
     scores = [logme(*drawn(n=90, apart=apart), 3) for apart in (0.0, 0.5, 1.0, 2.0)]
     assert scores == sorted(scores) and scores[-1] > scores[0] + 0.3
 
@@ -84,7 +84,7 @@ def test_shrinking_keeps_wide_features_from_telling_random_labels():
     assert h_score(*drawn(n=60, width=400, apart=1.0)) > 3 * h_score(x, labels)
 
 
-def test_many_labellings_at_once():
+def test_many_labelings_at_once():
     x, labels = drawn(n=60, width=100)
     other = np.random.default_rng(0).permutation(labels)
     assert h_scores(x, [labels, other]) == pytest.approx([h_score(x, labels), h_score(x, other)])

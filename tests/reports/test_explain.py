@@ -69,7 +69,7 @@ def test_logits_are_the_folds_mean(probe_run: Run, new_photos: list[Path]) -> No
     np.testing.assert_allclose(list(photo.logits.values()), want, atol=1e-4)
 
 
-def test_a_training_photo_is_marked_and_is_not_its_own_neighbour(probe_run: Run, probe_photos: Path) -> None:
+def test_a_training_photo_is_marked_and_is_not_its_own_neighbor(probe_run: Run, probe_photos: Path) -> None:
     path = probe_run.photos()["path"].iloc[0]
     (photo,) = explain(probe_run, probe_photos / path).photos
     assert photo.trained_on

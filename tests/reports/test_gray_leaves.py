@@ -28,7 +28,7 @@ def gray_run(probe_photos: Path, probe_run: Run, tmp_path_factory: pytest.TempPa
     return cross_validate(read(str(probe_photos), recipe.source), recipe, tmp_path_factory.mktemp("runs") / "gray")
 
 
-def test_an_exported_file_takes_colours_and_answers_as_the_run(gray_run: Run, tmp_path: Path) -> None:
+def test_an_exported_file_takes_colors_and_answers_as_the_run(gray_run: Run, tmp_path: Path) -> None:
     found = export(gray_run, "openvino", tmp_path / "gray.xml")
     assert found.difference < 1e-4 and found.same == found.photos == 24
     files = sorted(class_folders(tmp_path / "new", groups=1, seed=7).rglob("*.jpg"))

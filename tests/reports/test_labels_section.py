@@ -69,7 +69,7 @@ def test_what_corrections_did_comes_first_with_its_interval(low: float, chance: 
     assert section["also"].startswith("About 8")
 
 
-def test_nothing_to_tell() -> None:
+def test_nothing_to_report() -> None:
     assert labels(None, None) == (None, [])
     section, _ = labels({**SUSPECTS, "table": []}, None)
     assert section is not None and section["finding"] == "Nothing contradicts the label of any of 400 photos."

@@ -126,7 +126,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(photos, recipe, tmp_path, mo
     assert not (run.path / "scratch").exists()
 
 
-def test_a_head_of_other_labels_or_a_damaged_one_is_not_taken_up(photos, recipe, tmp_path, monkeypatch):
+def test_a_head_of_other_labels_or_a_damaged_one_is_not_reused(photos, recipe, tmp_path, monkeypatch):
     """What an unfinished run left counts only for the same photos, labels and folds."""
     real = strategy.fit_folds
     monkeypatch.setattr(strategy, "predict_folds", lambda *a: 1 / 0)

@@ -80,7 +80,7 @@ def test_the_run_predicts_new_photos_as_it_predicted_the_test_split(runs, table,
 
 
 @pytest.mark.parametrize("model", ["joint", "parts", "both"])
-def test_scores_tell_each_part_whatever_was_learnt(runs, model):
+def test_scores_list_each_part_whatever_was_learnt(runs, model):
     run = runs[model]
     parts = run.scores()["parts"]
     oof = run.predictions()

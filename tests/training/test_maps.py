@@ -138,7 +138,7 @@ def test_boxes_are_what_is_cut() -> None:
 
 @pytest.mark.parametrize("method", ["grad-cam", "occlusion"])
 @pytest.mark.parametrize("which", ["partial_run", "full_run"])
-def test_maps_of_a_trained_network_are_highest_where_the_class_is_told(
+def test_maps_of_a_trained_network_are_highest_where_the_class_is_visible(
     which: str, method: str, new_bytes: list[bytes], request: pytest.FixtureRequest
 ) -> None:
     run = request.getfixturevalue(which)
@@ -151,7 +151,7 @@ def test_maps_of_a_trained_network_are_highest_where_the_class_is_told(
     assert sum(map(in_corner, told)) == len(told)
 
 
-def test_exact_cells_are_highest_where_the_class_is_told_and_sum_to_the_margin(
+def test_exact_cells_are_highest_where_the_class_is_visible_and_sum_to_the_margin(
     heads_run: Run, new_bytes: list[bytes]
 ) -> None:
     classifier = Classifier.load(heads_run)

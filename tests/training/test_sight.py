@@ -114,7 +114,7 @@ def test_a_race_sees_faces_where_it_is_asked_to():
     assert [bool(g.preprocessing.face) for g in one] == [True, False]
 
 
-def test_contradictions_and_absences_are_told(monkeypatch, source):
+def test_contradictions_and_absences_are_reported(monkeypatch, source):
     with pytest.raises(RecipeError, match=r"image\.squash"):
         feature_extractors(FACE.replace(**{"image.squash": True}))
     with pytest.raises(DetectorError, match="known are retinaface"):

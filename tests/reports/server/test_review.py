@@ -214,7 +214,7 @@ def test_the_empty_state_says_what_to_do(run: Run, file: Path) -> None:
     assert "Nothing to judge." in page and f"unfreeze scores {run.path}" in page
 
 
-def test_earlier_corrections_are_taken_up_and_the_planted_come_first(client: TestClient, run: Run, file: Path) -> None:
+def test_earlier_corrections_are_loaded_and_the_planted_come_first(client: TestClient, run: Run, file: Path) -> None:
     cards = deck_of(client)["cards"]
     assert {card["path"] for card in cards[:3]} == set(WRONG)
     client.post("/corrections", json={"id": cards[1]["id"], "action": "keep"})

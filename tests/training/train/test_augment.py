@@ -166,7 +166,7 @@ def test_rotation_turns_about_the_middle_by_at_most_what_is_said():
     assert float(out[:, 2].max()) == -1  # corners by reflection: no black, no color that is not there
 
 
-def test_colour_agrees_with_torchvision_where_nothing_is_clamped():
+def test_color_agrees_with_torchvision_where_nothing_is_clamped():
     from torchvision.transforms.v2 import functional as v2
 
     images = (photos() // 3) + 60

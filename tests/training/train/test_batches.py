@@ -238,7 +238,7 @@ def test_only_the_rows_of_a_batch_are_read_and_pages_are_given_back(stored, monk
     assert all(isinstance(rows, np.memmap) for rows in stored[0].store._open.values())
 
 
-def test_a_cache_that_is_cleared_meanwhile_is_told(stored):
+def test_a_cache_that_is_cleared_meanwhile_is_reported(stored):
     for file in stored[0].store.folder.glob("*.npy"):
         file.unlink()
     with pytest.raises(CacheError, match="disappeared"):
