@@ -265,7 +265,7 @@ def test_turned_by_exif(photos):
 def test_some_are_gray(photos):
     with Image.open(photos.root / "a/0.png") as image:
         image.convert("L").save(photos.root / "a/0.png")
-    assert found(photos)["grey"][1] == "1 of 12 photos have no colour: a/0.png"
+    assert found(photos)["grey"][1] == "1 of 12 photos have no color: a/0.png"
 
 
 def test_a_dark_photo_among_many(photos):
