@@ -1,4 +1,4 @@
-"""Small generated photos with two attributes: three colours, each dark or bright; a table names them."""
+"""Small generated photos with two attributes: three colors, each dark or bright; a table names them."""
 
 from __future__ import annotations
 

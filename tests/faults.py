@@ -27,7 +27,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def paint(file: Path, colour: int, group: int, photo: int, signal: int, spread: int = 60, noise: int = 100) -> None:
-    """48 x 64 pixels: `signal` is how far the class's colour stands out, `spread` how far groups differ in hue."""
+    """48 x 64 pixels: `signal` is how far the class's color stands out, `spread` how far groups differ in hue."""
     hue = np.random.default_rng([7, group]).integers(0, spread, 3)
     hue[colour] += signal
     grain = np.random.default_rng([8, group, photo]).integers(0, noise, (16, 12, 3))
@@ -49,7 +49,7 @@ def painted(
 ) -> Path:
     """A table of one group for each of `colours`, of `each` photos: path, label, group.
 
-    named: the class that each group is labelled as, where that is not its colour. first: number of the first group.
+    named: the class that each group is labeled as, where that is not its color. first: number of the first group.
     """
     rows = []
     for i, colour in enumerate(colours):

@@ -103,5 +103,5 @@ def fit_here(source: Path, run: Path, strategy: str, reporter: Reporter | None =
 
 
 def colours(folder: Path, groups: int = 6, each: int = 2) -> Path:
-    """Photos of three colours; by default 36 in 18 groups."""
+    """Photos of three colors; by default 36 in 18 groups."""
     return class_folders(folder, groups=groups, each=each)

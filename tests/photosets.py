@@ -1,4 +1,4 @@
-"""Small generated photos for tests: three classes told apart by colour, groups told apart by hue and texture."""
+"""Small generated photos for tests: three classes told apart by color, groups told apart by hue and texture."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def class_folders(
 
 
 def table(root: Path, groups: int = 6, each: int = 2, seed: int = 0) -> Path:
-    """The same photos in one folder with `photos.csv`: file, colour, plant, split (the last two groups are test)."""
+    """The same photos in one folder with `photos.csv`: file, color, plant, split (the last two groups are test)."""
     root.mkdir(parents=True, exist_ok=True)
     lines = ["file,colour,plant,split"]
     for colour, name in enumerate(CLASSES):

@@ -78,7 +78,7 @@ def work_of(recipe: Recipe, folder: Path) -> FitContext:
 
 
 def hues(folder: Path, groups: int = 12, each: int = 2) -> Path:
-    """Photos whose classes differ in hue alone: the sum of the three colours is noise, and the same in all classes."""
+    """Photos whose classes differ in hue alone: the sum of the three colors is noise, and the same in all classes."""
     for colour, name in enumerate(CLASSES):
         (folder / name).mkdir(parents=True)
         for group in range(groups):
@@ -93,7 +93,7 @@ def hues(folder: Path, groups: int = 12, each: int = 2) -> Path:
 
 
 def colour_blind(path: Path, seed: int = 0) -> Path:
-    """Weights of the tiny network that see the sum of the colours only: what its stages compute knows no hue."""
+    """Weights of the tiny network that see the sum of the colors only: what its stages compute knows no hue."""
     import timm
     from safetensors.torch import save_file
 

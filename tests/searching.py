@@ -1,4 +1,4 @@
-"""Small searches: probes on a tiny untrained network, over photos of which colour alone tells the class."""
+"""Small searches: probes on a tiny untrained network, over photos of which color alone tells the class."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from unfreeze.core.recipe import Recipe
 from unfreeze.training.context import FitContext
 from unfreeze.training.crossval import prepare
 
-# Gray is the worse of the two where colour alone tells: `rgb` is what has to be found.
+# Gray is the worse of the two where color alone tells: `rgb` is what has to be found.
 PLANTED = ("image.color=gray,rgb", "balance.class_weight_power=0.0..1.0")
 
 
@@ -40,7 +40,7 @@ def tinted(folder: Path, groups: int = 12, each: int = 2, classes: tuple[str, ..
 
 
 def search_recipe(source: Path | str, *space: str, trials: int = 4, **changes: Any) -> Recipe:
-    """A probe on the tiny network; photos are gray, and whether they had better be coloured may be searched."""
+    """A probe on the tiny network; photos are gray, and whether they had better be colored may be searched."""
     wish = {"tune__trials": trials, "tune__search_space": list(space or PLANTED)}
     return make_recipe("probe", source, **{"probe__Cs": [1.0], "image__color": "gray", **wish, **changes})
 

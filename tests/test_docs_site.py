@@ -153,7 +153,7 @@ def test_korean_pages_say_that_they_are(pages: dict[str, Page]) -> None:
     assert {page.language for name, page in pages.items() if not name.startswith("ko/")} == {"en"}
 
 
-def test_colours_and_sign_are_those_of_the_package() -> None:
+def test_colors_and_sign_are_those_of_the_package() -> None:
     def colours(style: str, names: str) -> list[dict[str, str]]:
         blocks = [dict(re.findall(rf"--({names}): (#[0-9a-f]+);", block)) for block in style.split("}")]
         return [block for block in blocks if block]

@@ -100,7 +100,7 @@ def test_train_the_last_stages(photos: Path, tmp_path: Path, monkeypatch, capsys
     assert "blue/g200_0.jpg" in said
 
 
-def test_gray_or_colour(photos: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_gray_or_color(photos: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     run_example("07", photos, tmp_path / "runs", GROUPS, monkeypatch=monkeypatch)
     said = capsys.readouterr().out
     assert len(re.findall(r"^(rgb|gray) +macro F1 [01]\.\d{3} \(", said, flags=re.M)) == 2

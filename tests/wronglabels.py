@@ -23,7 +23,7 @@ RECIPE = {
 
 
 def wrong_set(root: Path) -> tuple[Path, Path]:
-    """72 photos of 36 groups of two in three colours, three of them labelled wrong: the table, and the true one."""
+    """72 photos of 36 groups of two in three colors, three of them labeled wrong: the table, and the true one."""
     class_folders(root)
     paths = sorted(p.relative_to(root).as_posix() for p in root.glob("*/*.jpg"))
     for name, wrong in (("photos.csv", WRONG), ("truth.csv", dict[str, str]())):

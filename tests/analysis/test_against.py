@@ -32,7 +32,7 @@ def halves(photos):
 
 @pytest.fixture(scope="module")
 def dark(halves, tmp_path_factory):
-    """The second half through another camera: darker and with less colour."""
+    """The second half through another camera: darker and with less color."""
     folder = tmp_path_factory.mktemp("dark")
     for i, file in enumerate(halves[1].files()):
         with Image.open(file) as image:
@@ -41,7 +41,7 @@ def dark(halves, tmp_path_factory):
     return folder
 
 
-def test_two_halves_are_not_told_apart(halves):
+def test_two_halves_are_not_distinguished(halves):
     found = uf.compare_datasets(*halves)
     assert found.result.low <= 0.5 + 0.05 and not (found.apart and found.result.auc > 0.65)
     assert 0.3 < found.result.auc < 0.7

@@ -91,7 +91,7 @@ def test_auto_and_words_that_are_none_are_refused(source):
         compare_balance(photos, recipe.replace(**{"balance.extra_views": "bleu:1:flip"}))
 
 
-def test_other_strategies_are_runs_that_are_taken_up(source, tmp_path, monkeypatch):
+def test_other_strategies_are_runs_that_are_resumed(source, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "unfreeze.analysis.compare_balance.BALANCE_OPTIONS", {"none": {"loss": "ce"}, "over": {"sampling": "over"}}
     )

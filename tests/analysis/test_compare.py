@@ -20,7 +20,7 @@ from unfreeze.core.runs import list_runs
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """48 photos of 24 groups; colour alone tells the three classes."""
+    """48 photos of 24 groups; color alone tells the three classes."""
     return class_folders(tmp_path_factory.mktemp("photos") / "colours", groups=8)
 
 
@@ -37,7 +37,7 @@ def colours(source, place):
     return uf.compare(photos, uf.recipe_grid(recipe, {"image.color": ["rgb", "gray"]}), place)
 
 
-def test_where_colour_alone_tells_the_classes_gray_loses_and_that_is_told(colours):
+def test_where_color_alone_separates_the_classes_gray_loses_and_that_is_reported(colours):
     rgb, gray = colours.contenders
     assert rgb.macro_f1.value > 0.95 and gray.macro_f1.value < rgb.macro_f1.value - 0.1
     assert gray.difference.high < 0 and gray.difference.significant and gray.losses == 3 and gray.wins == 0
@@ -64,7 +64,7 @@ def test_scores_are_those_of_the_runs_and_of_a_fit_alone(colours, source, place,
         assert row.difference.value == pytest.approx(row.best - row.base)
 
 
-def test_the_same_call_fits_nothing_anew_and_a_value_that_joins_is_all_that_is_fitted(
+def test_the_same_call_fits_nothing_again_and_a_value_that_joins_is_all_that_is_fitted(
     colours, source, place, monkeypatch
 ):
     recipe = make_recipe("probe", source)
@@ -157,7 +157,7 @@ def test_two_names_of_one_recipe_claim_no_difference(source, tmp_path):
     assert found.sentence == "other predicts the same class as one for every image."
 
 
-def test_a_network_that_is_trained_is_taken_up_after_it_was_cut_off(source, tmp_path):
+def test_a_network_that_is_trained_is_resumed_after_it_was_cut_off(source, tmp_path):
     photos, recipe = (
         uf.read(source, make_recipe("partial", source).source),
         make_recipe("partial", source, train__epochs=1),

@@ -17,7 +17,7 @@ CHANGES = {key.replace(".", "__"): value for key, value in LABELS.items()} | {"s
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    """60 photos: three colours, dark or bright."""
+    """60 photos: three colors, dark or bright."""
     return two_attributes(tmp_path_factory.mktemp("photos"), groups=5)
 
 

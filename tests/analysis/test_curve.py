@@ -36,7 +36,7 @@ class Says(Reporter):
 
 
 def drawn(groups=(60, 60, 60), each=3, width=40, apart=0.6, seed=0):
-    """Classes of so many groups of `each` rows: features around class centres and, half as far, group centres."""
+    """Classes of so many groups of `each` rows: features around class centers and, half as far, group centers."""
     draw = np.random.default_rng(seed)
     labels = np.repeat(np.repeat(np.arange(len(groups)), groups), each)
     units = np.repeat(np.arange(sum(groups)), each)

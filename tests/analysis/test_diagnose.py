@@ -34,7 +34,7 @@ THREE = np.arange(60) % 3
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """120 photos of 60 groups, three colours that are told well. Not to be changed."""
+    """120 photos of 60 groups, three colors that are told well. Not to be changed."""
     place = tmp_path_factory.mktemp("plain")
     return quick_run(painted(place / "photos", THREE, signal=60), place / "run")
 
@@ -93,7 +93,7 @@ def test_a_split_photo_by_photo_through_groups_is_leakage(tmp_path: Path) -> Non
     assert "folds.use_groups=true" in cause.command
 
 
-def test_groups_that_only_the_file_names_tell_are_found(tmp_path: Path) -> None:
+def test_groups_that_only_the_file_names_show_are_found(tmp_path: Path) -> None:
     table = painted(tmp_path / "photos", [0] * 30, each=4, signal=0, spread=150, noise=30, named=np.arange(30) % 3)
     pd.read_csv(table).drop(columns="group").to_csv(table, index=False)
     cause = first(uf.diagnose(quick_run(table, tmp_path / "run", source__group="")), leakage.HIDDEN, "error")
@@ -164,7 +164,7 @@ def test_another_camera_is_a_shift_with_or_without_labels(plain: Run, tmp_path: 
     assert blind.real is None and blind.expected is not None and blind.test_photos == 60
 
 
-def test_other_class_shares_are_told_from_another_look(tmp_path: Path) -> None:
+def test_other_class_shares_are_distinguished_from_another_look(tmp_path: Path) -> None:
     run = quick_run(painted(tmp_path / "photos", np.arange(180) % 3, signal=40), tmp_path / "run")
     table = painted(tmp_path / "test", [0] * 120 + [1] * 10 + [2] * 10, first=200, signal=40)
     known = first(uf.diagnose(run, table), shift.SHARES, "error")

@@ -126,7 +126,7 @@ def test_predict_with_groups_and_several_runs(runs, source, tmp_path):
     table = pd.read_csv(target)
     assert len(table) == json.loads(answer.out)["photos"]
     columns = probability_columns(runs[0].classes)
-    for _, some in table.groupby(table["path"].str.extract(r"(g\d+)_")[0]):  # its photos have one colour: all agree
+    for _, some in table.groupby(table["path"].str.extract(r"(g\d+)_")[0]):  # its photos have one color: all agree
         assert np.allclose(some[columns], some[columns].iloc[0])
     wrong = run_cli("predict", text, source, "--out", target, "--group", "person")
     assert wrong.code == 2

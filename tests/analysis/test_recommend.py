@@ -23,7 +23,7 @@ SECONDS = ("seconds", "full_seconds")
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """54 photos of 27 groups in three colours."""
+    """54 photos of 27 groups in three colors."""
     source = colours(tmp_path_factory.mktemp("recommend") / "photos", groups=9, each=2)
     recipe = auto_recipe(source, recommend__candidates=["partial", "scratch"])
     return uf.read(source, recipe.source), recipe
@@ -56,7 +56,7 @@ def told(recommendation) -> str:
 # --- the same again -----------------------------------------------------------------------------------------------
 
 
-def test_interrupted_and_taken_up_it_says_the_same_as_in_one_go(photos, found, fresh_cache):
+def test_interrupted_and_resumed_it_says_the_same_as_in_one_go(photos, found, fresh_cache):
     with trained_here(stop_after=1), pytest.raises(KeyboardInterrupt):
         recommend(*photos)
     with trained_here() as done:

@@ -150,7 +150,7 @@ def test_a_budget_begins_no_further_recipe_but_ends_the_first(work, tmp_path):
         assert {one.best.number for one in search.found()} == {0} and search.importance() == {}
 
 
-def test_a_recipe_that_cannot_be_is_told_and_the_search_goes_on(work, tmp_path):
+def test_a_recipe_that_cannot_be_is_reported_and_the_search_goes_on(work, tmp_path):
     """Each value by itself is good, but ce has no weights to take a power of."""
     space = ["balance.loss=weighted,ce", "balance.class_weight_power=0.2..0.8"]
     recipe = work.recipe.replace(**{"tune.search_space": space, "tune.trials": 6})
@@ -164,7 +164,7 @@ def test_a_recipe_that_cannot_be_is_told_and_the_search_goes_on(work, tmp_path):
 
 @pytest.mark.skipif(not find_spec("retinaface"), reason="the extra faces is not installed")
 def test_faces_are_looked_for_where_a_recipe_asks_for_them(work, tmp_path):
-    """None is there, so that the centre is seen: what matters is that either crop can be tried from the other."""
+    """None is there, so that the center is seen: what matters is that either crop can be tried from the other."""
     for given, space in (("face", "image.crop=1.0,face"), (1.0, "image.crop=face,1.0")):
         recipe = work.recipe.replace(**{"image.crop": given, "tune.search_space": [space], "tune.trials": 4})
         one = replace(work, recipe=recipe)
@@ -217,7 +217,7 @@ def test_what_is_chosen_for_a_fold_knows_nothing_of_its_photos(what, work, whole
     assert found["all"] != whole[2]["all"][:3]  # the change is no small one
 
 
-def test_too_few_groups_are_told(source, work):
+def test_too_few_groups_are_reported(source, work):
     few = replace(work, folds=np.where(work.units < np.unique(work.units)[3], work.folds, -1))
     with pytest.raises(FoldError, match="too few"):
         search_splits(few, 3)
@@ -227,7 +227,7 @@ def test_too_few_groups_are_told(source, work):
 
 
 @pytest.mark.parametrize("how", ["no database", "cut short"])
-def test_a_damaged_database_is_told_in_one_line(how, work, tmp_path):
+def test_a_damaged_database_is_reported_in_one_line(how, work, tmp_path):
     folder = tmp_path / "search"
     with opened(work, folder) as search:
         search.run(1e-6)
@@ -242,7 +242,7 @@ def test_a_damaged_database_is_told_in_one_line(how, work, tmp_path):
     assert "\n" not in str(told.value)
 
 
-def test_nobody_begins_anew_over_a_search_at_work(work, tmp_path):
+def test_no_one_starts_over_over_a_search_at_work(work, tmp_path):
     with opened(work, tmp_path / "search") as search:
         assert is_alive(tmp_path / "search", search._me)
         with pytest.raises(RunError, match="another process searches there"):

@@ -120,12 +120,12 @@ def test_all_measures_of_drawn_photos(found):
     distance, far = found.measure("pretraining_distance"), found.measure("noise_distance")
     assert distance.value > NEAR and distance.vote == found.position
     assert distance.low <= distance.high and far.value > NEAR
-    assert found.measure("owed_to_pretraining").value < 0.3  # pretraining adds nothing to colours
+    assert found.measure("owed_to_pretraining").value < 0.3  # pretraining adds nothing to colors
     assert found.position < 0.5 and "EfficientNet-Lite0" in found.sentence
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["measures"]
 
 
-def test_labels_at_random_are_told_by_nothing(photos, found, tmp_path):
+def test_labels_at_random_are_predicted_by_nothing(photos, found, tmp_path):
     before = found
     found = measured(photos, tmp_path, labels=lambda own: np.random.default_rng(3).permutation(own))
     for name in ("pretrained", "untrained"):

@@ -35,7 +35,7 @@ def test_ranges_and_values():
 
 
 @pytest.mark.parametrize("written", [one for space in SPACES.values() for one in space] + ["a.b=true,false,x"])
-def test_a_dimension_is_told_as_it_is_written(written):
+def test_a_dimension_is_reported_as_it_is_written(written):
     one = parse_dimension(written)
     assert parse_dimension(one.describe()) == one
 
@@ -93,7 +93,7 @@ def test_every_end_and_value_is_checked_before_any_work(photos, space, said):
         space_of(make_recipe("probe", tune__search_space=space), photos)
 
 
-def test_an_unknown_backbone_among_the_values_is_told(photos):
+def test_an_unknown_backbone_among_the_values_is_reported(photos):
     with pytest.raises(BackboneError, match=r"tune.search_space backbone=.*test_resnot"):
         space_of(make_recipe("probe", tune__search_space=[f"backbone={NETWORK},timm/test_resnot"]), photos)
 

@@ -59,7 +59,7 @@ def easy(tmp_path_factory) -> FitContext:
     return work_of(recipe, folder / "work")
 
 
-def test_the_probe_leads_where_frozen_features_tell_all_and_who_is_behind_stops(easy):
+def test_the_probe_leads_where_frozen_features_suffice_and_who_is_behind_stops(easy):
     found = raced(easy, [one_block(easy, everything(easy), 0)], budget=1.0)[0]
     assert found.best.candidate.name == "probe"
     probe, full, scratch = (found.of(name) for name in ("probe", "full", "scratch"))
@@ -81,7 +81,7 @@ def test_with_budget_enough_all_but_the_hopeless_see_every_photo(easy):
     assert [s.photos for s in found.standings] == [96, 96] and {s.out for s in found.standings} == {""}
 
 
-def test_training_leads_where_frozen_features_cannot_tell(tmp_path):
+def test_training_leads_where_frozen_features_do_not_suffice(tmp_path):
     """Classes of hues, and a network that sees none before its first stage is trained: partial cannot, full can."""
     weights = colour_blind(tmp_path / "blind.safetensors")
     recipe = auto_recipe(

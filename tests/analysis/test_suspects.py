@@ -43,7 +43,7 @@ def test_one_call_gives_the_table_of_the_contract(made: tuple[Path, Run]) -> Non
     assert table["score"].is_monotonic_decreasing and set(table["path"].head(3)) == set(WRONG)
 
 
-def test_a_second_call_reads_what_the_first_left_until_the_run_is_fitted_anew(made: tuple[Path, Run]) -> None:
+def test_a_second_call_reads_what_the_first_left_until_the_run_is_refitted(made: tuple[Path, Run]) -> None:
     run = made[1]
     first = find_run_label_issues(run).table
     kept = json.loads((run.path / FILE).read_text())
@@ -106,7 +106,7 @@ def test_a_truth_file_that_does_not_fit_is_refused(
         find_run_label_issues(made[1], file)
 
 
-def test_the_demos_truth_is_found_beside_its_photos(tmp_path: Path) -> None:
+def test_the_demos_truth_is_found_next_to_its_photos(tmp_path: Path) -> None:
     """Four people are too few to learn from; what is read of the truth file is what counts here."""
     from unfreeze.data.readers import read
     from unfreeze.data.true_labels import find_truth_file, read_truth

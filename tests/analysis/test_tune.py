@@ -32,7 +32,7 @@ def told(found: Tuning) -> str:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """32 photos of 16 groups, told apart by colour alone; and a recipe that sees them in gray."""
+    """32 photos of 16 groups, told apart by color alone; and a recipe that sees them in gray."""
     recipe = search_recipe(tinted(tmp_path_factory.mktemp("tune") / "photos", groups=8), trials=4)
     return uf.read(recipe.source.path, recipe.source), recipe
 
@@ -174,7 +174,7 @@ def test_more_trials_go_on_in_the_same_folder(photos, tmp_path):
 # --- what it refuses ----------------------------------------------------------------------------------------------
 
 
-def test_another_search_is_not_mixed_in_and_force_begins_anew(photos, found, tmp_path):
+def test_another_search_is_not_mixed_in_and_force_starts_over(photos, found, tmp_path):
     data, recipe = photos
     place = tmp_path / "search"
     uf.tune(data, recipe.replace(**{"tune.budget": "0.001s"}), place)
@@ -199,7 +199,7 @@ def test_folders_of_something_else_are_left_alone(photos, tmp_path):
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
-def test_a_search_without_its_record_is_told(photos, tmp_path):
+def test_a_search_without_its_record_is_reported(photos, tmp_path):
     data, recipe = photos
     recipe = recipe.replace(**{"tune.budget": "0.001s"})
     uf.tune(data, recipe, tmp_path / "search")
@@ -209,7 +209,7 @@ def test_a_search_without_its_record_is_told(photos, tmp_path):
     assert uf.tune(data, recipe, tmp_path / "search", force=True).tried == 1
 
 
-def test_what_is_missing_or_too_little_is_told_before_any_work(photos, tmp_path, monkeypatch):
+def test_what_is_missing_or_too_little_is_reported_before_any_work(photos, tmp_path, monkeypatch):
     data, recipe = photos
     with pytest.raises(RecipeError, match=r"tune.budget = 'soon'"):
         uf.tune(data, recipe.replace(**{"tune.budget": "soon"}), tmp_path / "search")

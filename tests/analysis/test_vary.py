@@ -20,7 +20,7 @@ def test_a_key_makes_a_recipe_for_each_value_and_nothing_else_changes():
     assert changes_between(found["rgb"], found["gray"]) == {"image.color": "gray"}
 
 
-def test_several_keys_make_a_grid_whose_names_tell_both():
+def test_several_keys_make_a_grid_whose_names_include_both():
     found = uf.recipe_grid(PROBE, {"image.color": ["rgb", "gray"], "probe.pool_size": [1, 3]})
     assert list(found) == [
         "color=rgb pool_size=1",

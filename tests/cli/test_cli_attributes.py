@@ -21,7 +21,7 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_parts_are_told_learnt_and_submitted(people: Path, cli: Callable[..., Answer]) -> None:
+def test_parts_are_reported_learnt_and_submitted(people: Path, cli: Callable[..., Answer]) -> None:
     words = ["--strategy", "probe", "--quality", "fast", "--folds", "2", "--set", "labels.model=both"]
     answer = cli("fit", people, "--run", "run", *words)
     assert answer.code == 0, answer.err
@@ -41,6 +41,6 @@ def test_parts_are_told_learnt_and_submitted(people: Path, cli: Callable[..., An
     assert {int(row["ans"]) for row in rows} <= set(range(18))
 
 
-def test_a_wrong_word_is_told_with_those_there_are(people: Path, cli: Callable[..., Answer]) -> None:
+def test_a_wrong_word_is_reported_with_those_there_are(people: Path, cli: Callable[..., Answer]) -> None:
     answer = cli("fit", people, "--set", "labels.model=apart")
     assert answer.code == 2 and "labels.model = 'apart'" in answer.complaint and "'both'" in answer.complaint

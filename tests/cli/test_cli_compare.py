@@ -18,7 +18,7 @@ WORDS = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={
 OPTIONS = ["--group-regex", GROUP_REGEX, "--folds", "3", *WORDS]
 
 
-def test_a_key_is_varied_told_written_and_taken_up(cli: Cli, photos: Path) -> None:
+def test_a_key_is_varied_reported_written_and_resumed(cli: Cli, photos: Path) -> None:
     command = ["compare", photos, *OPTIONS, "--grid", "image.color=rgb,gray"]
     answer = cli(*command)
     assert answer.code == 0, answer.err
@@ -90,7 +90,7 @@ def test_it_refuses_before_any_work_in_one_line(cli: Cli, photos: Path, options:
     assert "Scanning images" not in answer.err and not Path("runs").exists()
 
 
-def test_one_run_alone_is_told_from_photos(cli: Cli, fitted: Path) -> None:
+def test_one_run_alone_is_distinguished_from_photos(cli: Cli, fitted: Path) -> None:
     answer = cli("compare", fitted)
     assert answer.code == 2 and "a comparison needs two or more runs" in answer.complaint
 

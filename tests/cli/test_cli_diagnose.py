@@ -47,7 +47,7 @@ def test_json_is_the_kept_file(cli: Callable[..., Answer], run: Path) -> None:
     assert {"name", "severity", "cost", "evidence", "remedy", "command", "measured"} <= set(told["causes"][0])
 
 
-def test_an_exported_file_that_sees_alike_and_one_that_swaps_colours(
+def test_an_exported_file_that_sees_alike_and_one_that_swaps_colors(
     cli: Callable[..., Answer], run: Path, tmp_path: Path
 ) -> None:
     import openvino as ov

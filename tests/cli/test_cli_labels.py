@@ -53,14 +53,14 @@ def test_suspects_refuses_in_one_line(cli: Cli, made: tuple[Path, Path, Run], op
     assert answer.code == 2 and said in answer.complaint
 
 
-def test_fit_obeys_corrections_and_says_what_they_did(cli: Cli, made: tuple[Path, Path, Run]) -> None:
+def test_fit_applies_corrections_and_says_what_they_did(cli: Cli, made: tuple[Path, Path, Run]) -> None:
     table, _, run = made
     lines = ["path,hash,action,label,timestamp", *(f"{p},,relabel,{p.split('/')[0]}," for p in WRONG)]
     Path("v.csv").write_text("\n".join(lines) + "\n")
     words = [f"--set={k}={json.dumps(v)}" for k, v in RECIPE.items()]
     answer = cli("fit", table, *words, "--corrections", "v.csv", "--run", "mended")
     assert answer.code == 0, answer.err
-    assert "Corrections: 3 relabelled, 0 excluded, 0 kept. Macro F1, by the labels as given: " in answer.out
+    assert "Corrections: 3 relabeled, 0 excluded, 0 kept. Macro F1, by the labels as given: " in answer.out
     assert "out of fold, labels as given" in answer.out and "out of fold, corrected labels" in answer.out
     page = Path("mended/report.html").read_text().replace("\u00a0", " ")
     scores = json.loads(Path("mended/scores.json").read_text())["corrections"]
@@ -69,7 +69,7 @@ def test_fit_obeys_corrections_and_says_what_they_did(cli: Cli, made: tuple[Path
         line = next(line for line in answer.out.splitlines() if f"out of fold, {name}" in line)
         assert value in line and f"Macro F1, out of fold, {name}" in page and value[:3] in page
     assert str(Path("v.csv").absolute()) in Path("mended/recipe.toml").read_text()
-    assert "relabelled 3 photos and excluded 0" in Path("mended/report.html").read_text().replace("\u00a0", " ")
+    assert "relabeled 3 photos and excluded 0" in Path("mended/report.html").read_text().replace("\u00a0", " ")
     same = cli("fit", table, "--recipe", run.path / "recipe.toml", "--corrections", "v.csv", "--run", "again", "--json")
     assert json.loads(same.out)["corrections"]["relabel"] == 3
 

@@ -141,7 +141,7 @@ def test_no_color_on_a_terminal(fitted: Path, monkeypatch: pytest.MonkeyPatch) -
         os.close(parent)
         assert process.wait() == 0
         assert b"macro F1" in said
-        # Bold and dim are no colours; a colour would be 30-37, 38, 90-97.
+        # Bold and dim are no colors; a color would be 30-37, 38, 90-97.
         assert not any(f"\x1b[{code}m".encode() in said for code in (*range(30, 39), *range(90, 98))) or colour
 
 
@@ -179,7 +179,7 @@ def test_check_fails_on_what_was_asked(photos: Path, tmp_path: Path, cli: Cli) -
     assert cli("check", tmp_path / "p", "--fail-on", "error").code == 1
     assert cli("check", tmp_path / "p").code == 0
     assert cli("check", photos, "--fail-on", "error").code == 0
-    assert cli("check", photos, "--fail-on", "warning").code == 1  # the colour of the border tells the class
+    assert cli("check", photos, "--fail-on", "warning").code == 1  # the color of the border tells the class
     for number, name in enumerate(("one", "two")):  # nothing tells these apart
         (tmp_path / "alike" / name).mkdir(parents=True)
         for photo in range(12):
@@ -226,7 +226,7 @@ def test_parquet_equals_csv(fitted: Path, photos: Path, cli: Cli) -> None:
     pd.testing.assert_frame_equal(parquet, uf.load(fitted).predict(photos), check_dtype=False)
 
 
-def test_views_change_probabilities_and_a_wrong_one_is_told(fitted: Path, photos: Path, cli: Cli) -> None:
+def test_views_change_probabilities_and_a_wrong_one_is_reported(fitted: Path, photos: Path, cli: Cli) -> None:
     assert cli("predict", fitted, photos, "--tta", "flip", "--out", "f.csv").code == 0
     answer = cli("predict", fitted, photos, "--tta", "flop", "--out", "g.csv")
     assert answer.code == 2 and "--tta flop" in answer.complaint

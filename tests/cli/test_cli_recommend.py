@@ -22,7 +22,7 @@ WORDS = options({**SETTINGS, "train.epochs": 1, "probe.Cs": [1.0], "recommend.ca
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """36 photos of 18 groups in three colours."""
+    """36 photos of 18 groups in three colors."""
     return colours(tmp_path_factory.mktemp("cli recommend") / "photos", groups=6, each=2)
 
 

@@ -56,7 +56,7 @@ def stopped(moment: str, number: int, command: list[str], folder: Path) -> subpr
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_and_taken_up(
+def test_killed_and_resumed(
     moment: str,
     fitted: Path,
     fit_command: list[str],

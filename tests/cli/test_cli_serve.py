@@ -102,7 +102,7 @@ def test_another_host_needs_a_token(fitted: Path) -> None:
         (["--connections", "1000000000"], "open files"),
     ],
 )
-def test_bad_options_are_told_in_one_line(cli: Cli, fitted: Path, options: list[str], said: str) -> None:
+def test_bad_options_are_reported_in_one_line(cli: Cli, fitted: Path, options: list[str], said: str) -> None:
     answer = cli("serve", fitted, *options)
     assert answer.code == 2 and said in answer.complaint
 

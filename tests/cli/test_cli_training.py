@@ -160,7 +160,7 @@ def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("victim", ["all", "parent", "worker", "interrupt"])
-def test_killed_while_training_and_taken_up(
+def test_killed_while_training_and_resumed(
     victim: str, long: list[str], undisturbed: Path, tmp_path: Path, cli: Cli
 ) -> None:
     run, process = tmp_path / "run", started(long)
@@ -226,7 +226,7 @@ def test_refused_in_one_line(strategy: str, more: list[str], said: str, source: 
     assert not Path("run").exists()
 
 
-def test_a_budget_is_kept_and_told(source: Path, cli: Cli) -> None:
+def test_a_budget_is_kept_and_reported(source: Path, cli: Cli) -> None:
     """Start-up of a process that imports torch counts; 10 s are allowed for it on a busy machine."""
     began = time.perf_counter()
     answer = cli(*command("partial", source, "run", "--set", "train.epochs=10000", "--budget", "15s"))

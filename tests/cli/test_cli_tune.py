@@ -20,7 +20,7 @@ OPTIONS = ["--group-regex", GROUP_REGEX, "--folds", "3", *WORDS]
 SPACE = ["--space", "image.color=gray,rgb", "--space", "balance.class_weight_power=0.0..1.0"]
 
 
-def test_it_is_searched_told_written_and_gone_on_with(cli: Cli, photos: Path) -> None:
+def test_it_is_searched_reported_written_and_gone_on_with(cli: Cli, photos: Path) -> None:
     command = ["tune", photos, *OPTIONS, *SPACE]
     answer = cli(*command, "--trials", 4)
     assert answer.code == 0, answer.err
@@ -68,7 +68,7 @@ def test_it_refuses_before_any_work_in_one_line(cli: Cli, photos: Path, options:
     assert "Scanning images" not in answer.err and not Path("runs").exists()
 
 
-def test_folders_and_a_missing_package_are_told_in_one_line(cli: Cli, photos: Path, monkeypatch) -> None:
+def test_folders_and_a_missing_package_are_reported_in_one_line(cli: Cli, photos: Path, monkeypatch) -> None:
     Path("mine").mkdir()
     Path("mine/notes.txt").write_text("keep")
     answer = cli("tune", photos, *OPTIONS, *SPACE, "--run", "mine", "--force")
@@ -79,7 +79,7 @@ def test_folders_and_a_missing_package_are_told_in_one_line(cli: Cli, photos: Pa
     assert answer.code == 2 and "pip install 'unfreeze[tune]'" in answer.complaint
 
 
-def test_a_damaged_database_is_told_in_one_line(cli: Cli, photos: Path) -> None:
+def test_a_damaged_database_is_reported_in_one_line(cli: Cli, photos: Path) -> None:
     command = ["tune", photos, *OPTIONS, *SPACE, "--trials", 2, "--run", "search"]
     assert cli(*command).code == 0
     Path("search/search.db").write_bytes(b"nothing")

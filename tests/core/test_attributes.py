@@ -34,7 +34,7 @@ def test_a_class_without_photos_is_read_by_its_name():
     assert found[0].of_class == (0, 0, 1, 1) and found[1].of_class == (0, 1, 0, 1)
 
 
-def test_relabelled_photos_tell_nothing():
+def test_relabeled_photos_change_nothing():
     rows = [("off", "old"), ("worn", "young"), ("off", "young")]
     mended = photos(rows, action=["", "", "relabel"])
     mended.table.loc[2, "mask"] = "worn"  # its label stayed "off, young"

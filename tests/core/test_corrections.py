@@ -75,7 +75,7 @@ def test_a_torn_last_line_is_passed_over_and_then_cut_away(file: Path, cut: int)
     assert [v.path for v in again] == [*(v.path for v in found), "c.jpg"] and not findings
 
 
-def test_a_header_cut_off_is_written_anew(file: Path) -> None:
+def test_a_header_cut_off_is_written_again(file: Path) -> None:
     file.parent.mkdir()
     file.write_text("path,ha")
     append_correction(file, A)

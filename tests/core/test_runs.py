@@ -178,7 +178,7 @@ def test_files_that_are_gone_or_damaged(run, photos, name):
         read()
 
 
-def test_no_such_run_names_its_neighbours(run, photos):
+def test_no_such_run_names_its_neighbors(run, photos):
     write(run, photos)
     with pytest.raises(RunError, match=r"no such run folder\. Runs nearby: .*runs/r\."):
         open_run(run.parent / "q")

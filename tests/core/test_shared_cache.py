@@ -115,7 +115,7 @@ def test_keys_come_last_and_whole(machine, tmp_path, monkeypatch):
         ("s3://bucket/x", MissingExtraError, "s3fs"),
     ],
 )
-def test_a_url_that_cannot_be_used_is_told(url, error, says, machine, monkeypatch):
+def test_a_url_that_cannot_be_used_is_reported(url, error, says, machine, monkeypatch):
     if error is MissingExtraError:
         from importlib.util import find_spec
 

@@ -34,7 +34,7 @@ def cropped(image, left=0.0, top=0.0, right=0.0, bottom=0.0):
 
 
 def repainted(image):
-    """Another colour in one ninth of it, about as light as before."""
+    """Another color in one ninth of it, about as light as before."""
     pixels = np.asarray(image).astype(np.int16)
     h, w = pixels.shape[:2]
     pixels[h // 3 : 2 * h // 3, w // 3 : 2 * w // 3] += np.array([60, -34, 20], np.int16)
@@ -192,7 +192,7 @@ def test_halving_as_a_product_is_the_mean_of_four():
         np.testing.assert_allclose(got, halved(wanted), atol=1e-3)
 
 
-def test_colours_are_told_exactly_whatever_the_grey():
+def test_colors_are_reported_exactly_whatever_the_gray():
     """A tint that all channels share is none; one of a single channel by 15 leaves 10 in it, -5 in the others."""
     thumb = np.random.default_rng(0).integers(20, 200, (3, 8, 8, 3)).astype(np.uint8)
     thumb[1] = thumb[0] + 30

@@ -261,7 +261,7 @@ def test_images_of_few_levels_are_a_finding(tmp_path: Path) -> None:
     assert not found(tmp_path, "value-range")
 
 
-def test_usual_images_and_drawings_are_told_apart(tmp_path: Path) -> None:
+def test_usual_images_and_drawings_are_distinguished(tmp_path: Path) -> None:
     for i in range(6):
         Image.fromarray(gray(i)).save(tmp_path / f"{i}.png")
     assert not found(tmp_path, "few-levels")

@@ -126,7 +126,7 @@ def flat(path, seed: int) -> None:
     Image.fromarray((pixels + draw.normal(0, 2, pixels.shape)).clip(0, 255).astype(np.uint8)).save(path)
 
 
-def test_look_alikes_are_told_in_one_finding(tmp_path, fresh_cache):
+def test_look_alikes_are_reported_in_one_finding(tmp_path, fresh_cache):
     rows = []
     for i in range(60):
         path = f"{'ab'[i % 2]}/{i}.png"
@@ -262,10 +262,10 @@ def test_turned_by_exif(photos):
     assert found(photos)["rotated"][1] == "1 photo(s) are turned upright by their EXIF tag: a/0.png"
 
 
-def test_some_are_grey(photos):
+def test_some_are_gray(photos):
     with Image.open(photos.root / "a/0.png") as image:
         image.convert("L").save(photos.root / "a/0.png")
-    assert found(photos)["grey"][1] == "1 of 12 photos have no colour: a/0.png"
+    assert found(photos)["grey"][1] == "1 of 12 photos have no color: a/0.png"
 
 
 def test_a_dark_photo_among_many(photos):

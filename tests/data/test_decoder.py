@@ -88,7 +88,7 @@ def test_memory_is_limited_and_the_next_image_is_decoded(decoder: Decoder, kind:
 
 
 @linux
-def test_the_system_ends_what_nobody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_system_ends_unsupervised_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch)
     one = Decoder()
     with pytest.raises(CostError):

@@ -40,7 +40,7 @@ def brute(hashes, thumbs, usable):
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 10_000))
 def test_near_against_brute_force(seed):
-    """Copies with 0 to 20 changed bits and a little other colour, on both sides of the limits; some unusable."""
+    """Copies with 0 to 20 changed bits and a little other color, on both sides of the limits; some unusable."""
     draw = np.random.default_rng(seed)
     hashes, thumbs = random_looks(12, draw)
     thumbs = thumbs // 2 + 60
@@ -64,8 +64,8 @@ def test_a_long_burst_is_one_group():
     assert groups[300] not in groups[:300]
 
 
-def test_plain_photos_of_many_colours():
-    """One hash, 200 photos in two colours that interleave: two groups, whichever comes first."""
+def test_plain_photos_of_many_colors():
+    """One hash, 200 photos in two colors that interleave: two groups, whichever comes first."""
     hashes, thumbs = np.zeros((200, 4), np.uint64), np.zeros((200, 8, 8, 3), np.uint8)
     thumbs[1::2] = 200
     groups = connected_groups(np.arange(200), near_duplicates(hashes, thumbs, np.ones(200, bool)))

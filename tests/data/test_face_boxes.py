@@ -196,7 +196,7 @@ def test_margin_and_moving_at_the_edge():
     np.testing.assert_allclose(boxes_of((0.1, 0.2, 0.3, 0.8), (400, 100)).squares(1)[0], [0.075, 0, 0.325, 1])
 
 
-def test_box_of_is_the_centre_without_a_square():
+def test_box_of_is_the_center_without_a_square():
     squares = np.array([[0.1, 0.2, 0.3, 0.4], [np.nan] * 4])
     assert crop_of(squares, 0) == (0.1, 0.2, 0.3, 0.4)
     assert crop_of(squares, 1) is None

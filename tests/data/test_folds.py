@@ -68,7 +68,7 @@ def test_mixed_groups_mostly_allow_every_class():
 
 
 @pytest.mark.parametrize("seed", [35, 58, 61, 205, 226])
-def test_what_dealing_leaves_empty_is_mended(seed):
+def test_what_dealing_leaves_empty_is_repaired(seed):
     """Few mixed groups, where dealing them one by one leaves a fold without a class though it need not."""
     draw = np.random.default_rng(seed)
     count, photos = int(draw.integers(6, 12)), int(draw.integers(15, 40))

@@ -129,7 +129,7 @@ def test_alpha_is_laid_on_white(mode):
     assert (pixels[1] == values[1, :, :-1]).all()
 
 
-def test_one_transparent_colour():
+def test_one_transparent_color():
     image = Image.new("RGB", (4, 4), (9, 8, 7))
     image.putpixel((1, 1), (1, 2, 3))
     pixels = decode(saved(image, "PNG", transparency=(9, 8, 7)))
@@ -334,7 +334,7 @@ def test_gray_is_pillows_luminance_on_three_channels(box):
     assert all(np.array_equal(gray[..., channel], luminance) for channel in range(3))
 
 
-def test_luminance_is_pillows_for_every_extreme_and_for_many_colours():
+def test_luminance_is_pillows_for_every_extreme_and_for_many_colors():
     corners = np.array(np.meshgrid(*[[0, 1, 127, 128, 254, 255]] * 3), np.uint8).reshape(3, -1).T[None]
     many = np.random.default_rng(1).integers(0, 256, (400, 400, 3), np.uint8)
     for pixels in (corners, many):

@@ -68,7 +68,7 @@ def test_one_hot_in_a_dataframe(folder: Path, kind: object) -> None:
     assert labels(photos) == {"0.jpg": "cat", "1.jpg": "dog", "2.jpg": "cat", "3.jpg": "dog"}
 
 
-def test_one_hot_beside_other_columns(folder: Path) -> None:
+def test_one_hot_next_to_other_columns(folder: Path) -> None:
     """Ids and sizes beside them leave no doubt; another column that may hold classes does."""
     rows = [f"id{i},{100 + i},{i % 2},{1 - i % 2},0" for i in range(8)]
     photos = read(csv(folder, "image,id,width,nevus,melanoma,unknown", rows))

@@ -407,7 +407,7 @@ def follow(message: str) -> ImageDataset:
         ("train", "extra", "file,label"),
     ],
 )
-def test_flat_folders_name_the_table_beside_them(
+def test_flat_folders_name_the_table_next_to_them(
     tmp_path: Path, train: str, test: str, header: str, given: str
 ) -> None:
     root = kaggle(tmp_path / "k it", train, test, header)

@@ -275,7 +275,7 @@ def test_masks_and_residuals_agree_with_the_search():
     assert aligned_mask(np.zeros((0, 2), np.int64), looks.grey, looks.thumb).shape == (0,)
 
 
-def test_color_tells_what_gray_does_not():
+def test_color_separates_what_gray_does_not():
     thumb = np.full((3, 8, 8, 3), 250, np.uint8)
     thumb[0, 3:5, 3:5] = [200, 60, 60]
     thumb[1, 3:5, 3:5] = [195, 62, 58]

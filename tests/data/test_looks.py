@@ -149,7 +149,7 @@ def test_a_damaged_cache_is_made_again(folder):
 
 
 def test_the_hash_knows_a_photo_again(tmp_path, fresh_cache):
-    """Encoded anew and made smaller it is the same photo; another picture, or the same in other colours, is not."""
+    """Encoded anew and made smaller it is the same photo; another picture, or the same in other colors, is not."""
     root = tmp_path / "photos"
     root.mkdir()
     picture = scene(1, 640, 480)

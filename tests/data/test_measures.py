@@ -32,7 +32,7 @@ def noise(seed=0, size=(200, 300)):
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
 
 
-def test_one_colour():
+def test_one_color():
     row = measured(flat(255, 0, 0))
     assert row["brightness"] == pytest.approx(0.299 * 255, abs=0.01)
     assert row["contrast"] == pytest.approx(0, abs=1e-3)

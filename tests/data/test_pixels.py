@@ -77,7 +77,7 @@ def test_a_margin_shows_more_than_the_evaluation_view(fresh_cache, tmp_path):
 
 
 def test_squash_keeps_the_whole_width(fresh_cache, tmp_path):
-    """A wide photo's left and right ends are in the squashed square and not in the centre square."""
+    """A wide photo's left and right ends are in the squashed square and not in the center square."""
     photo = np.zeros((100, 300, 3), np.uint8)
     photo[:, :90, 0], photo[:, 210:, 1] = 255, 255
     Image.fromarray(photo).save(tmp_path / "wide.png")
@@ -97,7 +97,7 @@ def test_a_second_call_decodes_nothing_whatever_the_photos_are_called(fresh_cach
     assert np.array_equal(kept(moved).read(np.arange(9)), before[::-1])
 
 
-def test_one_content_is_decoded_once_and_another_frame_anew(fresh_cache, files, tmp_path):
+def test_one_content_is_decoded_once_and_another_frame_again(fresh_cache, files, tmp_path):
     twin = tmp_path / "twin.jpg"
     shutil.copy(files[0], twin)
     pixels = kept([*files, twin])
@@ -106,7 +106,7 @@ def test_one_content_is_decoded_once_and_another_frame_anew(fresh_cache, files, 
     assert kept(files, CropSpec(40, 0.9)).store.folder != pixels.store.folder
 
 
-def test_bad_photos_are_told_and_the_rest_is_kept(fresh_cache, files):
+def test_bad_photos_are_reported_and_the_rest_is_kept(fresh_cache, files):
     keys = keys_of(files)
     readable = np.arange(9) != 8
     files[2].write_bytes(b"no image")
@@ -170,7 +170,7 @@ class Said(Reporter):
         self.lines.append(text)
 
 
-def test_bytes_are_told_before_and_a_small_disk_is_refused(fresh_cache, files, monkeypatch):
+def test_bytes_are_reported_before_and_a_small_disk_is_refused(fresh_cache, files, monkeypatch):
     said = Said()
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage(1, 1, 9 * FRAME.row_bytes - 1))
@@ -194,7 +194,7 @@ def test_a_full_disk_is_one_line(fresh_cache, files, monkeypatch):
         kept(files)
 
 
-def test_gray_pixels_have_a_store_of_their_own_and_coloured_ones_keep_theirs(fresh_cache, files):
+def test_gray_pixels_have_a_store_of_their_own_and_colored_ones_keep_theirs(fresh_cache, files):
     colour, gray = kept(files), kept(files, CropSpec(56, 0.875, gray=True))
     assert FRAME.about == {"size": 56, "crop": 0.875, "resample": "bicubic", "squash": False}
     assert gray.store.folder != colour.store.folder

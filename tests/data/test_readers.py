@@ -264,7 +264,7 @@ def test_train_may_be_a_class(tmp_path):
     assert photos.classes == ("bus", "train")
 
 
-def test_photos_beside_the_splits_are_said(tmp_path):
+def test_photos_next_to_the_splits_are_said(tmp_path):
     plant(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "test/1.jpg", "more/a/1.jpg", "test/c/x.txt")
     photos = read(tmp_path)
     assert len(photos) == 2

@@ -49,7 +49,7 @@ def test_shards_as_a_source(folder: Path) -> None:
     assert read_bytes(photos.files()[0]) == jpeg(2, 0, 0)
 
 
-def test_what_tells_the_class_may_be_chosen(folder: Path) -> None:
+def test_what_reveals_the_class_may_be_chosen(folder: Path) -> None:
     photos = read(folder, Source(label=("kind",), group="cls"))
     assert photos.attributes == ("kind",) and set(photos.table["group"]) == set(photos.classes)
     assert "group by a pattern" in read(folder, Source(group_regex=r"(?P<group>\w+-\d+)-")).choice
@@ -89,7 +89,7 @@ def test_folders_inside_are_classes_and_samples_are_groups(tmp_path: Path) -> No
         "pets_train2017_{}.tar pets_test2017_{}.tar",
     ],
 )
-def test_names_of_archives_tell_the_split(tmp_path: Path, names: str) -> None:
+def test_names_of_archives_give_the_split(tmp_path: Path, names: str) -> None:
     for name in names.format(0, 1).split():
         archive(tmp_path / name, **{"a/1.jpg": b"1", "b/2.jpg": b"2"})
     assert set(read(tmp_path).table["split"]) == {"train", "test"}
@@ -165,7 +165,7 @@ def test_missing_labels_are_counted(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def test_names_that_lead_elsewhere_are_told_and_read_nothing(tmp_path: Path) -> None:
+def test_names_that_lead_elsewhere_are_reported_and_read_nothing(tmp_path: Path) -> None:
     """Tar's own kinds of escape: steps upward, absolute names, links, devices, sparse files, bytes that are no text."""
     (tmp_path / "secret.jpg").write_bytes(b"secret")
     path = tmp_path / "set" / "a.tar"
@@ -246,7 +246,7 @@ def test_headers_are_read_once_for_the_table_and_all_photos(folder: Path, monkey
     assert len(inside._known) == 1
 
 
-def test_an_archive_that_changes_is_read_anew(tmp_path: Path) -> None:
+def test_an_archive_that_changes_is_read_again(tmp_path: Path) -> None:
     path = archive(tmp_path / "a.tar", **{"a/1.jpg": b"one"})
     assert read_bytes(path / "a/1.jpg") == b"one"
     archive(path, **{"a/0.jpg": b"zero", "a/1.jpg": b"another"})

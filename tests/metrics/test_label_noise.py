@@ -47,7 +47,7 @@ def test_the_posterior_is_bayes() -> None:
     assert found == pytest.approx(joint / joint.sum())
 
 
-def test_temperature_and_rate_are_told_apart() -> None:
+def test_temperature_and_rate_are_distinguished() -> None:
     draw = np.random.default_rng(1)
     logits = draw.normal(0, 6, (3000, 5))
     proba = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)

@@ -95,7 +95,7 @@ def test_six_photos_say_female_and_one_male() -> None:
     assert table["reason"].iloc[0] == "gender: 6 of the 6 other photos of its group say male, this one female"
 
 
-def test_a_whole_group_labelled_wrong_is_listed_whole() -> None:
+def test_a_whole_group_labeled_wrong_is_listed_whole() -> None:
     groups = np.repeat(np.arange(40), 7)
     truth = np.repeat(np.arange(40) % 2, 7)
     given = truth.copy()
@@ -131,12 +131,12 @@ def test_a_duplicate_with_another_label_is_named(kind: str) -> None:
     proba[[4, 7]] = 1 / 3  # the models cannot tell; the duplicate can
     table = table_of(LabelAxis("label", ("a", "b", "c"), given, proba), np.arange(60), {kind: np.array([[4, 7]])})
     rows = table.set_index("path")
-    assert rows.loc["4.jpg", "reason"].startswith(f"{kind} photo as 7.jpg, which is labelled ")
+    assert rows.loc["4.jpg", "reason"].startswith(f"{kind} photo as 7.jpg, which is labeled ")
     assert rows.loc["4.jpg", "score"] == pytest.approx(0.5) and rows.loc["4.jpg", "suggested"] == "abc"[given[7]]
 
 
 @pytest.mark.parametrize(("kind", "suspect"), [("the same", True), ("nearly the same", False)])
-def test_near_images_that_models_tell_apart_are_hardly_one_image(kind: str, suspect: bool) -> None:
+def test_near_images_that_models_distinguish_are_hardly_one_image(kind: str, suspect: bool) -> None:
     """Both labels are right as far as models see. Of equal bytes one must be wrong, of look-alikes neither."""
     truth = np.arange(60) % 3
     proba = told(truth, 3, 3.0)
@@ -150,7 +150,7 @@ def test_of_two_near_images_the_one_that_models_contradict_is_the_suspect() -> N
     given = truth.copy()
     given[7] = (truth[7] + 1) % 3
     proba = told(truth, 3, 3.0)
-    pairs = {"nearly the same": np.array([[4, 7]])}  # both show what 4 is labelled
+    pairs = {"nearly the same": np.array([[4, 7]])}  # both show what 4 is labeled
     rows = table_of(LabelAxis("label", ("a", "b", "c"), given, proba), np.arange(60), pairs).set_index("path")
     assert rows.index[0] == "7.jpg" and rows.loc["7.jpg", "score"] > 0.8
     assert rows.loc["7.jpg", "suggested"] == "abc"[truth[4]]

@@ -90,7 +90,7 @@ def test_intervals_hold_their_values():
         assert all(row[k]["low"] <= row[k]["value"] <= row[k]["high"] for k in ("precision", "recall", "f1"))
 
 
-def test_photos_that_go_together_tell_less():
+def test_photos_that_belong_together_carry_less_information():
     """Ten equal photos a group: as wide as the groups alone, and sqrt(10) times as wide as photo by photo."""
     truth, probabilities, _ = predictions(n=100)
     truth, probabilities, groups = (np.repeat(a, 10, axis=0) for a in (truth, probabilities, np.arange(100)))

@@ -17,7 +17,7 @@ FOLDS = np.arange(40) % 4
 
 
 def recorded(judged: np.ndarray, listing: dict[int, list[int]] | None = None, excluded: tuple[int, ...] = ()):
-    """Runs it on 40 images of which 0 to 7 are relabelled; returns the result and what each fit and search saw."""
+    """Runs it on 40 images of which 0 to 7 are relabeled; returns the result and what each fit and search saw."""
     given = np.zeros(40, np.int64)
     corrected = given.copy()
     corrected[:8] = 1
@@ -55,7 +55,7 @@ def test_no_search_and_no_training_label_of_a_fold_knows_that_fold() -> None:
     assert found.share == 1
 
 
-def test_the_list_is_followed_down_to_the_first_image_that_nobody_judged() -> None:
+def test_the_list_is_followed_down_to_the_first_image_without_a_judgment() -> None:
     judged = np.ones(40, bool)
     judged[5] = False
     listing = {fold: [i for i in range(39, -1, -1) if i % 4 != fold] for fold in range(4)}

@@ -53,7 +53,7 @@ def test_adjusting_there_and_back_changes_nothing():
 
 
 @pytest.mark.parametrize("sharp", [1.0, 2.5])
-def test_moved_shares_are_told_and_the_score_is_foretold_even_by_a_model_too_sure_of_itself(sharp):
+def test_moved_shares_are_reported_and_the_score_is_predicted_even_by_a_model_too_sure_of_itself(sharp):
     found, real, shares = expected(np.array([0.1, 0.1, 0.8]), sharp)
     assert found.significant.all() and found.distance > 0.4
     assert all(s["low"] - 0.02 <= share <= s["high"] + 0.02 for s, share in zip(found.shares, shares, strict=True))

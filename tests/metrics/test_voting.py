@@ -25,7 +25,7 @@ def people(groups=80, photos=7, seed=0):
     return 2 * mask + age, proba, np.repeat(np.arange(groups), photos)
 
 
-def test_a_vote_mends_what_is_shared():
+def test_a_vote_corrects_what_is_shared():
     truth, proba, groups = people()
     agreed = apply_group_vote(proba, AGE, groups, 2.0)
     before, after = (np.mean(p.argmax(1) == truth) for p in (proba, agreed))

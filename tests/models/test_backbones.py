@@ -39,7 +39,7 @@ def test_zero_keeps_what_the_backbone_was_trained_with():
     assert own.resolved(0, 1.0) == Preprocessing(224, 1.0, own.mean, own.std)
 
 
-def test_a_report_is_told_licence_and_source():
+def test_a_report_states_licence_and_source():
     about = find_backbone("tf_efficientnet_lite0").describe()
     assert about["licence"] == "Apache-2.0"
     assert about["parameters"] == 4_652_008

@@ -32,7 +32,7 @@ def test_a_tag_has_its_own_preprocessing(fresh_cache):
     assert one.stages == other.stages
 
 
-def test_class_tokens_and_flat_stages_are_told(fresh_cache):
+def test_class_tokens_and_flat_stages_are_reported(fresh_cache):
     made = model_info("timm/test_vit")
     assert {s.classes for s in made.stages} == {1}
     assert made.stages[-1].width(3) == 64 * (9 + 1)

@@ -178,7 +178,7 @@ def test_a_damaged_folder_is_made_again(engines, conversion, graph, pixels, eage
     assert made == [1]
 
 
-def test_another_machines_record_is_made_anew(engines, graph):
+def test_another_machines_record_is_made_again(engines, graph):
     edit(engines, machine="another processor")
     assert recorded_engine(graph) is None
 
@@ -234,7 +234,7 @@ def test_reference_images_are_always_the_same():
     assert hashlib.sha256(images.tobytes()).hexdigest().startswith("654cfc7041ad")
 
 
-def test_another_processor_of_the_same_name_is_checked_anew(engines, graph):
+def test_another_processor_of_the_same_name_is_checked_again(engines, graph):
     """Virtual machines call processors alike that can do different things."""
     edit(engines, features="others")
     assert recorded_engine(graph) is None

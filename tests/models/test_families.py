@@ -284,7 +284,7 @@ def test_a_map_with_channels_last_is_pooled_as_by_hand(size):
     torch.testing.assert_close(found, torch.cat(expected, 1), rtol=1e-4, atol=1e-5)
 
 
-def test_a_cube_is_told_from_a_photo_twice_as_wide():
+def test_a_cube_is_distinguished_from_a_photo_twice_as_wide():
     """96 channels of 96 x 96: no shape tells where the channels are."""
     assert anatomy_of("torchvision/swin_t", 384).stages[0].layout == "NHWC"
     assert anatomy_of("timm/pvt_v2_b0", 128).stages[0].layout == "NHWC"
@@ -293,7 +293,7 @@ def test_a_cube_is_told_from_a_photo_twice_as_wide():
 
 
 @pytest.mark.parametrize(("name", "prefix"), [("test_vit", 1), ("deit_tiny_distilled_patch16_224", 2)])
-def test_patch_tokens_are_pooled_on_their_grid_and_class_tokens_stand_beside(name, prefix):
+def test_patch_tokens_are_pooled_on_their_grid_and_class_tokens_are_separate(name, prefix):
     network, anatomy, found = features(f"timm/{name}", 96, 1, 2)
     stage = anatomy.stages[-1]
     assert (stage.layout, stage.side, stage.prefix, stage.classes) == ("NLC", 6, prefix, prefix)

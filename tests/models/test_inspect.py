@@ -28,7 +28,7 @@ def test_a_tree_is_the_networks_own():
     assert found.classifier == ("fc.weight", "fc.bias")
 
 
-def test_parameters_are_told_from_buffers():
+def test_parameters_are_distinguished_from_buffers():
     found = uf.inspect("torchvision/resnet18", size=64)
     network = build("torchvision/resnet18")
     assert list(found.entries) == list(network.state_dict())

@@ -59,7 +59,7 @@ def test_every_layout_gives_the_same_features():
         assert stage(layout).width(2) == expected.shape[1]
 
 
-def test_class_tokens_stand_beside_and_registers_are_left_out():
+def test_class_tokens_are_separate_and_registers_are_left_out():
     tokens = torch.randn(3, 2 + 16, 5)
     read = stage("NLC", 5, prefix=2, classes=1)
     found = pool_stage(tokens, read, 1)

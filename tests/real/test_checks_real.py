@@ -25,7 +25,7 @@ def test_trash_has_three_twins_under_two_labels(tmp_path):
     assert 50_000 < page.stat().st_size < 1_000_000
 
 
-def test_masks_hold_copies_that_nobody_told():
+def test_masks_hold_copies_that_no_one_marked():
     """Crops of one photo that was in the original set several times; in one fold they flatter no score."""
     photos, looks = run_checks(uf.read(str(DATA / "masks")))
     _, near = looks.duplicates

@@ -58,7 +58,7 @@ def test_what_pillow_reads_we_read_and_nothing_else_happens(path):
     assert size == expected.size
     assert pixels.dtype == np.uint8
     if expected.mode in ("RGB", "L") and "transparency" not in expected.info:
-        # Two JPEG decoders may differ by how they smooth colours; every other format is exact.
+        # Two JPEG decoders may differ by how they smooth colors; every other format is exact.
         difference = np.abs(np.asarray(expected.convert("RGB"), np.int16) - pixels).mean()
         assert difference <= (3 if path.suffix.lower() in (".jpg", ".jpeg", ".mpo") else 0)
     assert load_crop(read_bytes(path), 64, 0.875).shape == (64, 64, 3)

@@ -92,7 +92,7 @@ def test_names_are_escaped_wherever_they_stand(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir() if "tmp" in p.name] == []
 
 
-def test_the_plot_reaches_as_far_as_the_intervals_and_tells_what_is_sure() -> None:
+def test_the_plot_reaches_as_far_as_the_intervals_and_marks_what_is_significant() -> None:
     rows = [
         ("sure", {"value": -0.03, "low": -0.05, "high": -0.01}),
         ("not", {"value": 0.0, "low": -0.02, "high": 0.02}),

@@ -87,7 +87,7 @@ def test_every_image_has_a_size_and_words(page):
     assert all(a.get("alt") and a.get("width") and a.get("height") for a in images)
 
 
-def test_the_unreadable_one_is_told(page):
+def test_the_unreadable_one_is_reported(page):
     assert "broken.jpg" in page and "not an image in a known format" in page
     assert "cannot be decoded" in page
 

@@ -55,7 +55,7 @@ def test_the_numbers_are_the_runs(probe_run: Run, new_photos: list[Path]) -> Non
         sizes = [n.cosine for n in photo.neighbours]
         assert len(sizes) == 6 and sizes == sorted(sizes, reverse=True)
     assert found.reference == "the mean training photo" and not found.note and found.methods == ("cells",)
-    # Colours are the classes here: the most alike must mostly share the prediction.
+    # Colors are the classes here: the most alike must mostly share the prediction.
     assert sum(n.label == found.photos[0].label for n in found.photos[0].neighbours) >= 4
 
 
@@ -69,7 +69,7 @@ def test_logits_are_the_folds_mean(probe_run: Run, new_photos: list[Path]) -> No
     np.testing.assert_allclose(list(photo.logits.values()), want, atol=1e-4)
 
 
-def test_a_training_photo_is_marked_and_is_not_its_own_neighbour(probe_run: Run, probe_photos: Path) -> None:
+def test_a_training_photo_is_marked_and_is_not_its_own_neighbor(probe_run: Run, probe_photos: Path) -> None:
     path = probe_run.photos()["path"].iloc[0]
     (photo,) = explain(probe_run, probe_photos / path).photos
     assert photo.trained_on
@@ -115,7 +115,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def trained(probe_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    """Of the same photos as `probe_run`: trained partial, from scratch and without colours, and a vision
+    """Of the same photos as `probe_run`: trained partial, from scratch and without colors, and a vision
     transformer.
     """
     home = tmp_path_factory.mktemp("trained")

@@ -76,9 +76,7 @@ def test_the_file_says_what_it_is(openvino_file: module.Exported, probe_run: Run
     assert model.input(0).get_element_type() == ov.Type.u8 and model.input(0).get_partial_shape()[0].is_dynamic
 
 
-def test_the_sheet_beside_says_how_to_feed_it_and_how_it_was_checked(
-    openvino_file: module.Exported, probe_run: Run
-) -> None:
+def test_the_sidecar_says_how_to_feed_it_and_how_it_was_checked(openvino_file: module.Exported, probe_run: Run) -> None:
     text = openvino_file.about.read_text("utf-8")
     sheet = json.loads(text)
     assert sheet["classes"] == list(probe_run.classes) and sheet["file"] == "colours.xml"

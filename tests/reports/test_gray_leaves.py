@@ -1,4 +1,4 @@
-"""What leaves a run that sees gray photos: exported files take colours and turn them gray, pages show what was seen."""
+"""What leaves a run that sees gray photos: exported files take colors and turn them gray, pages show what was seen."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def gray_run(probe_photos: Path, probe_run: Run, tmp_path_factory: pytest.TempPa
     return cross_validate(read(str(probe_photos), recipe.source), recipe, tmp_path_factory.mktemp("runs") / "gray")
 
 
-def test_an_exported_file_takes_colours_and_answers_as_the_run(gray_run: Run, tmp_path: Path) -> None:
+def test_an_exported_file_takes_colors_and_answers_as_the_run(gray_run: Run, tmp_path: Path) -> None:
     found = export(gray_run, "openvino", tmp_path / "gray.xml")
     assert found.difference < 1e-4 and found.same == found.photos == 24
     files = sorted(class_folders(tmp_path / "new", groups=1, seed=7).rglob("*.jpg"))
@@ -37,7 +37,7 @@ def test_an_exported_file_takes_colours_and_answers_as_the_run(gray_run: Run, tm
     p = classifier.graphs[0].preprocessing
     pixels = np.stack([load_crop(file.read_bytes(), p.size, p.crop) for file in files])
     _, answer = open_exported(found.path)
-    assert np.ptp(pixels, axis=3).max() > 50  # coloured
+    assert np.ptp(pixels, axis=3).max() > 50  # colored
     np.testing.assert_allclose(answer([pixels]), want, atol=1e-4)
     np.testing.assert_array_equal(answer([pixels]), answer([to_grayscale(pixels)]))
 

@@ -45,7 +45,7 @@ def test_suspects_are_counted_and_the_first_is_named() -> None:
     section, paths = labels(SUSPECTS, None)
     assert section is not None and paths == ["a.jpg", "b.jpg"]
     assert section["finding"].startswith("About 8 of 400 labels are likely wrong (95% interval [3, 12])")
-    assert "labelled “cat” and looks like “dog”" in section["finding"]
+    assert "labeled “cat” and looks like “dog”" in section["finding"]
     assert "7 are (0.88); the first 16 hold 8 of them" in section["truth"] and section["grouped"] == "kind"
 
 
@@ -61,8 +61,7 @@ def test_what_corrections_did_comes_first_with_its_interval(low: float, chance: 
     section, _ = labels(SUSPECTS, CORRECTIONS | {"gain": {"value": 0.02, "low": low, "high": 0.05}})
     assert section is not None
     assert section["finding"].startswith(
-        "Corrections relabelled 2 photos and excluded 1. Macro F1, by the labels as given: 0.800 without the "
-        "corrections"
+        "Corrections relabeled 2 photos and excluded 1. Macro F1, by the labels as given: 0.800 without the corrections"
     )
     assert "those found without the scored fold (2 of 3)" in section["finding"]
     assert ("not significant" in section["finding"]) == chance
@@ -70,7 +69,7 @@ def test_what_corrections_did_comes_first_with_its_interval(low: float, chance: 
     assert section["also"].startswith("About 8")
 
 
-def test_nothing_to_tell() -> None:
+def test_nothing_to_report() -> None:
     assert labels(None, None) == (None, [])
     section, _ = labels({**SUSPECTS, "table": []}, None)
     assert section is not None and section["finding"] == "Nothing contradicts the label of any of 400 photos."
@@ -96,4 +95,4 @@ def test_the_report_has_the_section_and_escapes_it(tmp_path: Path) -> None:
     (run / "scores.json").write_text(json.dumps(scores | {"corrections": CORRECTIONS | gain}))
     page = write_report(run).read_text()
     assert '<section id="labels">' in page and "&lt;b&gt;dog" in page and "<b>dog" not in page
-    assert "What was relabelled" in page and "no longer there" in page
+    assert "What was relabeled" in page and "no longer there" in page

@@ -99,7 +99,7 @@ def test_a_fold_whose_model_is_gone_has_no_map_and_the_others_have(probe_run: Ru
     assert "No map: the model of fold 1 cannot be used" in page and '<svg class="overlay"' in page
 
 
-def test_the_report_shows_maps_neighbours_and_mistakes_of_a_kind(probe_run: Run, tmp_path: Path) -> None:
+def test_the_report_shows_maps_neighbors_and_mistakes_of_a_kind(probe_run: Run, tmp_path: Path) -> None:
     run = mistaken(probe_run, tmp_path / "run")
     page = write_report(run.path).read_text()
     part = page[page.index('<h3 id="looked">') : page.index('<section id="reliability">')]

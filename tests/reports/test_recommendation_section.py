@@ -140,7 +140,7 @@ def test_the_probe_may_win_and_may_be_alone() -> None:
     assert alone["race"] == "" and alone["raced"] == ""
 
 
-def test_halves_that_agree_or_not_are_told() -> None:
+def test_halves_that_agree_or_not_are_reported() -> None:
     agreed = replace(RACED, blocks=(Block((0, 1), 150, 70, "partial"), Block((2, 3, 4), 150, 80, "partial")))
     assert section(agreed)["finding"].startswith(
         "The races chose partial for every fold: expected 0.020 above the probe"

@@ -286,7 +286,7 @@ def test_photos_that_vanished_or_broke_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("test", [True, False])
-def test_the_test_split_is_told_where_there_is_one(tmp_path: Path, test: bool) -> None:
+def test_the_test_split_is_reported_where_there_is_one(tmp_path: Path, test: bool) -> None:
     page = write_report(a_run(tmp_path, ["a", "b", "c"], test=test)).read_text(encoding="utf-8")
     assert ("Macro F1, test split" in page) is test
     assert ("outside the folds" in page) is test

@@ -64,7 +64,7 @@ def test_the_finding_says_gain_interval_and_chance(gain, said):
     assert "12.0 s of steps" in found
 
 
-def test_without_a_probe_only_the_time_is_told():
+def test_without_a_probe_only_the_time_is_reported():
     found = training(INFO | {"strategy": "scratch"}, scores(), LOG)
     assert found["finding"] == "Training the network from nothing took 12.0 s of steps over all folds."
     assert len(found["against"]) == 1
@@ -81,14 +81,14 @@ def test_each_fold_is_a_row_and_a_line():
     assert not found["checked"] and "75%" in found["kept"]
 
 
-def test_one_epoch_is_a_dot_and_the_held_groups_are_told():
+def test_one_epoch_is_a_dot_and_the_held_groups_are_reported():
     log = [row(0, 1, 0.5, True, 0.71), row(0, 2, 0.3, True, 0.74), row(0, 3, 0.1, False, 0.70)]
     found = training(INFO | {"trained": {"settings": {"keep": 1}}}, scores(), log)
     assert found["folds"][0]["valid"] == "0.740 after epoch 2" and found["checked"] and found["kept"] == ""
     assert "<circle" in str(training(INFO, scores(), log[:1])["plot"])
 
 
-def test_scores_beside_are_named_and_doubles_left_out():
+def test_other_scores_are_named_and_doubles_left_out():
     beside = {"probe": scored(0.84), "network alone": scored(0.86)}
     names = [r["name"] for r in training(INFO, scores(beside=beside), LOG)["against"]]
     assert names == ["this run", "the probe alone"]

@@ -18,7 +18,7 @@ from unfreeze.core.runs import Run
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """36 photos of three colours in 18 groups. Not to be changed."""
+    """36 photos of three colors in 18 groups. Not to be changed."""
     return colours(tmp_path_factory.mktemp("photos") / "colours")
 
 

@@ -349,7 +349,7 @@ CHANGES: dict[str, list[Any]] = {
 
 @pytest.mark.soak
 @pytest.mark.parametrize("key", sorted(CHANGES))
-def test_a_changed_run_json_is_told_in_a_line(key: str, run: Run, tmp_path: Path) -> None:
+def test_a_changed_run_json_is_reported_in_a_line(key: str, run: Run, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run.path, tmp_path / "run"))
     for value in CHANGES[key]:
         (copy / "run.json").write_text(json.dumps({**run.info, key: value}))
@@ -383,7 +383,7 @@ def _without(name: str) -> Callable[[Any], Any]:
         lambda held: {**held, "test": {}},
     ],
 )
-def test_changed_scores_are_told_in_a_line(change: Callable[[Any], Any], run: Run, tmp_path: Path) -> None:
+def test_changed_scores_are_reported_in_a_line(change: Callable[[Any], Any], run: Run, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run.path, tmp_path / "run"))
     (copy / "scores.json").write_text(json.dumps(change(json.loads((copy / "scores.json").read_text()))))
     answer = run_cli("scores", copy)
@@ -394,7 +394,7 @@ def test_changed_scores_are_told_in_a_line(change: Callable[[Any], Any], run: Ru
 @pytest.mark.soak
 @pytest.mark.parametrize("name", ["oof.parquet", "photos.parquet"])
 @pytest.mark.parametrize("column", ["path", "label", "fold", "p_red"])
-def test_changed_tables_are_told_in_a_line(name: str, column: str, run: Run, tmp_path: Path) -> None:
+def test_changed_tables_are_reported_in_a_line(name: str, column: str, run: Run, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run.path, tmp_path / "run"))
     whole = pd.read_parquet(copy / name)
     if column not in whole:
@@ -428,7 +428,7 @@ def test_a_table_may_name_a_label_as_the_run_names_its_own_columns(tmp_path: Pat
         assert photos["width"].eq(48).all()
 
 
-def test_a_parquet_whose_text_is_not_utf8_is_told_at_once(folder: Path) -> None:
+def test_a_parquet_whose_text_is_not_utf8_is_reported_at_once(folder: Path) -> None:
     pd.DataFrame({"file": ["0.jpg", "1.jpg"], "label": ["aaaa", "bbbb"]}).to_parquet(
         folder / "t.parquet", compression=None
     )

@@ -143,7 +143,7 @@ def test_compared_recipes_are_tasks_and_equal_those_made_here(two_workers, sourc
     assert [one.macro_f1 for one in again.contenders] == [one.macro_f1 for one in there.contenders]
 
 
-def test_errors_of_tasks_are_told_as_our_own(two_workers, tmp_path):
+def test_errors_of_tasks_are_reported_as_our_own(two_workers, tmp_path):
     # Functions that a worker can import, as ours are.
     with pytest.raises(RecipeError, match=r"absent\.toml: no such recipe file\."):
         two_workers.run(read_recipe, [tmp_path / "absent.toml"])

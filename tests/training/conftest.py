@@ -28,7 +28,7 @@ def stored(x, folder, blocks=None) -> FeatureMatrix:
 
 
 def picture(path, label, draw, size=(72, 64)):
-    """A small photo in its class's colour, with a blob and a texture of its own."""
+    """A small photo in its class's color, with a blob and a texture of its own."""
     height, width = size
     colour = np.array(COLOURS[label]) + draw.normal(0, 12, 3)
     coarse = draw.normal(0, 30, (8, 8, 1)) + draw.normal(0, 10, (8, 8, 3))
@@ -40,7 +40,7 @@ def picture(path, label, draw, size=(72, 64)):
 
 
 def make_photos(root, n=36, tests=6, seed=0) -> ImageDataset:
-    """n training photos of three colours in groups of two, and test photos, as JPEG files and their table."""
+    """n training photos of three colors in groups of two, and test photos, as JPEG files and their table."""
     draw = np.random.default_rng(seed)
     rows = []
     for i in range(n + tests):

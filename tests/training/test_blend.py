@@ -122,7 +122,7 @@ def test_a_photo_that_cannot_be_read(runs, source, tmp_path):
 
 @pytest.fixture(scope="module")
 def plants(place):
-    """A run of colour and light; all photos of a plant have one colour, in the dark and in bright light."""
+    """A run of color and light; all photos of a plant have one color, in the dark and in bright light."""
     table = two_attributes(place / "plants", groups=8, each=2)
     named = pd.read_csv(table)
     named["plant"] = named["colour"] + named["file"].str.extract(r"-(\d+)-")[0]

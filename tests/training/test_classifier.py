@@ -74,8 +74,8 @@ def test_the_folds_are_averaged_as_for_the_test_split(run, photos):
     np.testing.assert_allclose(found[P].to_numpy(), np.mean([s.to_numpy() for s in single], axis=0), atol=1e-9)
 
 
-def test_a_tall_photo_is_seen_by_its_own_centre(run, photos, tmp_path):
-    """Height and width are not swapped: what is outside the centre square of a tall or wide photo does not count."""
+def test_a_tall_photo_is_seen_by_its_own_center(run, photos, tmp_path):
+    """Height and width are not swapped: what is outside the center square of a tall or wide photo does not count."""
     from PIL import Image
 
     inner = np.asarray(Image.open(photos.root / "train/000.jpg").convert("RGB").resize((80, 80)))

@@ -70,7 +70,7 @@ def test_a_run_folder_is_whole(photos, recipe, tmp_path):
     environment = json.loads((run.path / "environment.json").read_text())
     assert environment["seed"] == recipe.seed
     assert {"look", "features", "heads", "judge"} <= set(environment["timings"])
-    assert right.mean() > 0.8  # colours are easy: chance is a third
+    assert right.mean() > 0.8  # colors are easy: chance is a third
 
 
 def test_twice_gives_the_same_bytes(photos, recipe, tmp_path):
@@ -126,7 +126,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(photos, recipe, tmp_path, mo
     assert not (run.path / "scratch").exists()
 
 
-def test_a_head_of_other_labels_or_a_damaged_one_is_not_taken_up(photos, recipe, tmp_path, monkeypatch):
+def test_a_head_of_other_labels_or_a_damaged_one_is_not_reused(photos, recipe, tmp_path, monkeypatch):
     """What an unfinished run left counts only for the same photos, labels and folds."""
     real = strategy.fit_folds
     monkeypatch.setattr(strategy, "predict_folds", lambda *a: 1 / 0)
@@ -237,7 +237,7 @@ def test_duplicates_share_a_fold(photos, recipe, tmp_path):
 
 
 def leaking(photos, draw):
-    """Labels that say nothing about the colour, only which group a photo is of: what a model must not learn."""
+    """Labels that say nothing about the color, only which group a photo is of: what a model must not learn."""
     table = photos.table
     groups = table["group"].unique()
     label = dict(zip(groups, draw.permutation(np.array(photos.classes)[np.arange(len(groups)) % 3]), strict=True))

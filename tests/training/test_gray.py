@@ -1,4 +1,4 @@
-"""image.color = gray: no strategy and no view ever sees a colour, and what was kept of coloured photos stays valid."""
+"""image.color = gray: no strategy and no view ever sees a color, and what was kept of colored photos stays valid."""
 
 from __future__ import annotations
 

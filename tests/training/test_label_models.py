@@ -27,7 +27,7 @@ CHANGES = {key.replace(".", "__"): value for key, value in LABELS.items()} | {"s
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    """60 photos to learn from and 12 to test on: three colours, dark or bright."""
+    """60 photos to learn from and 12 to test on: three colors, dark or bright."""
     return two_attributes(tmp_path_factory.mktemp("photos"), groups=5, tests=1)
 
 
@@ -80,7 +80,7 @@ def test_the_run_predicts_new_photos_as_it_predicted_the_test_split(runs, table,
 
 
 @pytest.mark.parametrize("model", ["joint", "parts", "both"])
-def test_scores_tell_each_part_whatever_was_learnt(runs, model):
+def test_scores_list_each_part_whatever_was_learnt(runs, model):
     run = runs[model]
     parts = run.scores()["parts"]
     oof = run.predictions()

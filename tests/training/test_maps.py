@@ -103,7 +103,7 @@ def test_occlusion_finds_what_the_answer_rests_on_and_nothing_else() -> None:
     assert found.method == "occlusion" and (found.label, found.runner_up) == (0, 1) and found.margin == pytest.approx(1)
     assert found.peak()[0] == pytest.approx(5 / 6, abs=0.1) and found.peak()[1] == pytest.approx(0.19, abs=0.1)
     assert (found.values[4:] == 0).all() and (found.values[:, :4] == 0).all()
-    # Whole covered the red falls to grey: the margin goes from 1 to 2 * 124 / 255 - 1.
+    # Whole covered the red falls to gray: the margin goes from 1 to 2 * 124 / 255 - 1.
     assert found.values.max() == pytest.approx(2 - 2 * 124 / 255, abs=1e-6)
     other = occlusion_map(predict, photo, label=1, batch=7)
     np.testing.assert_allclose(other.values, -found.values, atol=1e-12)
@@ -138,7 +138,7 @@ def test_boxes_are_what_is_cut() -> None:
 
 @pytest.mark.parametrize("method", ["grad-cam", "occlusion"])
 @pytest.mark.parametrize("which", ["partial_run", "full_run"])
-def test_maps_of_a_trained_network_are_highest_where_the_class_is_told(
+def test_maps_of_a_trained_network_are_highest_where_the_class_is_visible(
     which: str, method: str, new_bytes: list[bytes], request: pytest.FixtureRequest
 ) -> None:
     run = request.getfixturevalue(which)
@@ -151,7 +151,7 @@ def test_maps_of_a_trained_network_are_highest_where_the_class_is_told(
     assert sum(map(in_corner, told)) == len(told)
 
 
-def test_exact_cells_are_highest_where_the_class_is_told_and_sum_to_the_margin(
+def test_exact_cells_are_highest_where_the_class_is_visible_and_sum_to_the_margin(
     heads_run: Run, new_bytes: list[bytes]
 ) -> None:
     classifier = Classifier.load(heads_run)
@@ -207,7 +207,7 @@ def test_near_by_a_trained_network_is_read_once(full_run: Run, corner_photos: Pa
     assert first is not None and again is not None and read == [len(table), 0]
     ((near, known),) = first
     assert known and table["path"][0] not in [n.path for n in near] and len(near) == 3
-    # The network tells red from blue: what is most alike is of the same colour.
+    # The network tells red from blue: what is most alike is of the same color.
     assert {n.label for n in near} == {table["label"][0]}
     ((near, known),) = again
     outside = set(table["path"][table["fold"] != table["fold"][0]])

@@ -106,7 +106,7 @@ def test_prediction_is_the_mean_over_the_folds(made):
     assert np.abs(found - of_test(made.partial)).max() > 1e-4
 
 
-def test_networks_beside_their_probes_share_a_fold_with_them(made, tmp_path):
+def test_networks_next_to_their_probes_share_a_fold_with_them(made, tmp_path):
     """train.average_with_probe: a fold of partial is half its network and half its head, one of the probe is its head
     alone.
     """
@@ -159,7 +159,7 @@ def test_a_mixture_is_exported_whole(made, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["absent", "folds", "strategy"])
-def test_a_damaged_run_is_told(damage, made, tmp_path):
+def test_a_damaged_run_is_reported(damage, made, tmp_path):
     run = shutil.copytree(made.mixed.path, tmp_path / "run")
     info = json.loads((run / "run.json").read_text())
     if damage == "absent":
@@ -192,7 +192,7 @@ def stopped(unfinished, tmp_path) -> Path:
     return shutil.copytree(unfinished, tmp_path / "run")
 
 
-def test_taken_up_it_keeps_its_choice(stopped, made):
+def test_resumed_it_keeps_its_choice(stopped, made):
     before = (stopped / "recommendation.json").read_bytes()
     with trained_here() as done:
         run = crossval.cross_validate(made.photos, made.recipe, stopped, choose=never)
@@ -201,7 +201,7 @@ def test_taken_up_it_keeps_its_choice(stopped, made):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"identity": 1}', '{"identity": "x", "chosen": []}'])
-def test_a_damaged_choice_is_made_anew(text, stopped, made):
+def test_a_damaged_choice_is_made_again(text, stopped, made):
     (stopped / "recommendation.json").write_text(text)
     asked = []
 
@@ -216,7 +216,7 @@ def test_a_damaged_choice_is_made_anew(text, stopped, made):
 
 
 @pytest.mark.parametrize("what", ["labels", "classes"])
-def test_a_choice_of_other_labels_is_made_anew(what, stopped, made):
+def test_a_choice_of_other_labels_is_made_again(what, stopped, made):
     names = {"red": "green", "green": "red", "blue": "blue"} if what == "labels" else {"red": "crimson"}
     own = made.photos.table.assign(label=made.photos.table["label"].replace(names))
     classes = tuple(sorted({names.get(c, c) for c in made.photos.classes}))

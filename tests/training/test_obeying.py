@@ -38,7 +38,7 @@ def judged(before: tuple[Path, Run], folder: Path, corrections: dict[str, tuple[
     return cross_validate(read(str(table), chosen.source), chosen, folder / "after")
 
 
-def test_relabelled_excluded_and_kept(before: tuple[Path, Run], tmp_path: Path) -> None:
+def test_relabeled_excluded_and_kept(before: tuple[Path, Run], tmp_path: Path) -> None:
     photos = {p.relative_to(before[0].parent): p.read_bytes() for p in before[0].parent.rglob("*") if p.is_file()}
     first, second, third = WRONG
     said = {first: ("relabel", "red"), second: ("exclude", ""), third: ("keep", ""), "red/g000_0.jpg": ("keep", "")}
@@ -54,7 +54,7 @@ def test_relabelled_excluded_and_kept(before: tuple[Path, Run], tmp_path: Path) 
     did = run.scores()["corrections"]
     assert (did["relabel"], did["exclude"], did["keep"], did["photos"]) == (1, 1, 2, 72)
     assert did["moves"] == [{"given": "green", "label": "red", "photos": 1}]
-    assert "1 relabelled, 1 excluded" in (run.path / "findings.json").read_text()
+    assert "1 relabeled, 1 excluded" in (run.path / "findings.json").read_text()
     assert not (run.path / "scratch").exists()
     now = {p.relative_to(before[0].parent): p.read_bytes() for p in before[0].parent.rglob("*") if p.is_file()}
     assert photos == now, "photos and tables are never changed"
@@ -69,7 +69,7 @@ def test_before_is_the_run_without_corrections(before: tuple[Path, Run], tmp_pat
     assert did["before"]["macro_f1"]["value"] == pytest.approx(own["out_of_fold"]["macro_f1"]["value"])
 
 
-def test_the_headline_is_by_the_labels_as_given_and_corrected_ones_are_beside_it(
+def test_the_headline_is_by_the_labels_as_given_and_corrected_ones_are_next_to_it(
     before: tuple[Path, Run], tmp_path: Path
 ) -> None:
     run = judged(before, tmp_path, {p: ("relabel", p.split("/")[0]) for p in WRONG})
@@ -130,7 +130,7 @@ def test_what_cannot_be_measured_is_said_and_only_agreement_is_scored(
     assert did["given"]["accuracy"]["value"] < did["corrected"]["accuracy"]["value"]
 
 
-def test_changed_and_absent_photos_are_not_obeyed(before: tuple[Path, Run], tmp_path: Path) -> None:
+def test_changed_and_absent_photos_are_not_applied(before: tuple[Path, Run], tmp_path: Path) -> None:
     file = tmp_path / "corrections.csv"
     append_correction(file, Correction("red/g000_0.jpg", "0" * 32, "exclude"))
     append_correction(file, Correction("red/gone.jpg", "", "exclude"))
@@ -151,7 +151,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(before: tuple[Path
 
 
 def test_attributes_follow_the_new_label(tmp_path: Path) -> None:
-    """A combined label is relabelled in all its parts."""
+    """A combined label is relabeled in all its parts."""
     table, _ = wrong_set(tmp_path / "photos")
     frame = pd.read_csv(table).rename(columns={"label": "colour"})
     frame["size"] = ["small" if i % 4 < 2 else "large" for i in range(len(frame))]

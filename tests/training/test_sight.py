@@ -114,7 +114,7 @@ def test_a_race_sees_faces_where_it_is_asked_to():
     assert [bool(g.preprocessing.face) for g in one] == [True, False]
 
 
-def test_contradictions_and_absences_are_told(monkeypatch, source):
+def test_contradictions_and_absences_are_reported(monkeypatch, source):
     with pytest.raises(RecipeError, match=r"image\.squash"):
         feature_extractors(FACE.replace(**{"image.squash": True}))
     with pytest.raises(DetectorError, match="known are retinaface"):
@@ -126,7 +126,7 @@ def test_contradictions_and_absences_are_told(monkeypatch, source):
 
 
 def test_squares_are_needed_where_faces_are_seen(fresh_cache, source):
-    """Never the centre because somebody forgot to hand the squares down."""
+    """Never the center because somebody forgot to hand the squares down."""
     files = sorted(source.rglob("*.jpg"))[:2]
     with pytest.raises(ValueError, match="squares"):
         extract.compute_features(

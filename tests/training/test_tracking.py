@@ -75,7 +75,7 @@ def test_a_listener_that_fails_ends_no_fit(source, tmp_path):
     ]
 
 
-def test_unknown_and_missing_are_told_before_any_work(source, tmp_path, monkeypatch):
+def test_unknown_and_missing_are_reported_before_any_work(source, tmp_path, monkeypatch):
     recipe = make_recipe("probe", source)
     photos = uf.read(source, recipe.source)
     with pytest.raises(RecipeError, match="Did you mean 'mlflow'"):

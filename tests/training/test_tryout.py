@@ -121,7 +121,7 @@ def test_rows_that_take_no_part_change_nothing(work, folds, fresh_cache):
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"\x80\x04 a pickle", None])
-def test_a_damaged_answer_is_found_anew(content, work, folds, fresh_cache):
+def test_a_damaged_answer_is_found_again(content, work, folds, fresh_cache):
     trial = trials_of(work, folds, "probe")
     (first,), _ = tried(work, *trial)
     (place,) = kept()

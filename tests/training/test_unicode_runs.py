@@ -68,7 +68,7 @@ def fitted(root: Path, run: Path, **changes: object) -> Run:
     return cross_validate(read(str(root), recipe.source), recipe, run)
 
 
-def test_classes_are_one_and_nobody_is_in_two_folds(made: tuple[Path, Run]) -> None:
+def test_classes_are_one_and_no_one_is_in_two_folds(made: tuple[Path, Run]) -> None:
     root, run = made
     photos = run.photos()
     assert run.classes == CLASSES and len(photos) == 72
@@ -117,7 +117,7 @@ def test_photos_are_found_after_a_copy_that_changed_the_form_of_every_name(
     assert uf.compare_variants([run.path, again.path], tta="flip,crop-10").photos == 72
 
 
-def test_corrections_in_another_form_are_obeyed_and_the_last_word_counts(
+def test_corrections_in_another_form_are_applied_and_the_last_word_counts(
     made: tuple[Path, Run], tmp_path: Path
 ) -> None:
     root, run = made

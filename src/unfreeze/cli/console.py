@@ -138,7 +138,7 @@ def headline_rows(scores: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def corrections_said(found: dict[str, Any]) -> str:
     """Summarize the corrections that were applied and their effect on the score."""
-    done = f"Corrections: {found['relabel']:,} relabelled, {found['exclude']:,} excluded, {found['keep']:,} kept."
+    done = f"Corrections: {found['relabel']:,} relabeled, {found['exclude']:,} excluded, {found['keep']:,} kept."
     return f"{done} {effect_sentence(found)}"
 
 

@@ -286,7 +286,7 @@ def show_faces(found: FaceStats) -> None:
     ]
     title = (
         "Faces. Of the largest in each photo, in %: its area of the photo's and its side of the photo's short side, as "
-        "median (quartiles); its centre from the left (x) and the top (y), as mean ± deviation"
+        "median (quartiles); its center from the left (x) and the top (y), as mean ± deviation"
     )
     show(title, columns, cells, columns[1:])
     say(found.sentence())

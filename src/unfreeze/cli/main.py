@@ -41,8 +41,8 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     name="unfreeze",
-    help="From a folder of labelled photos to a classifier, and an honest account of how good it is on groups "
-    "it has never seen.\n\nExample: `unfreeze demo`",
+    help="Train an image classifier on a folder of labeled images and estimate its accuracy on groups that are "
+    "not in the training data.\n\nExample: `unfreeze demo`",
     no_args_is_help=True,
     # On narrow terminals the boxes of the rich help truncate option names; the plain help does not.
     rich_markup_mode="markdown" if shutil.get_terminal_size().columns >= 72 else None,

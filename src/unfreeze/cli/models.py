@@ -27,7 +27,7 @@ def models(
     all_: Annotated[bool, typer.Option("--all", help="Every classifier of timm and torchvision.")] = False,
     json: Json = False,
 ) -> None:
-    """List the backbones: parameters, input size, compute, licence, whether the weights are here.
+    """List the backbones: parameters, input size, compute, license, whether the weights are here.
 
     Without PATTERN or --all, a short list of common ones.
 

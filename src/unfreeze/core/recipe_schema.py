@@ -92,7 +92,7 @@ class Image(Section):
     crop: Crop = Field(
         default=0.0,
         description="share of the resized short side that is kept; face: the square around the largest face, or the "
-        "photo's whole centre square where no face is found",
+        "photo's whole center square where no face is found",
     )
     squash: bool = Field(
         default=False,

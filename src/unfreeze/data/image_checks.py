@@ -203,7 +203,7 @@ def _grey(photos: ImageDataset, looks: ImageScan) -> list[Finding]:
         Finding(
             "grey",
             "info",
-            f"{int(grey.sum()):,} of {int(looks.readable.sum()):,} photos have no colour: "
+            f"{int(grey.sum()):,} of {int(looks.readable.sum()):,} photos have no color: "
             f"{join_names(photos.table.loc[grey, 'path'], 3)}",
             "check whether some classes have more of them than others: the model may learn that",
         )

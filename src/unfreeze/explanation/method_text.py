@@ -45,7 +45,7 @@ WORDS: dict[str, MethodText] = {
         "Grad-CAM",
         "logits, up to the network's own scale",
         "Selvaraju et al. 2017",
-        "where the trained networks' late features speak for the first class (or, in the other colour, for the "
+        "where the trained networks' late features speak for the first class (or, in the other color, for the "
         "second), to the first order.",
         "Its numbers do not add up to the logits and are not to be compared between photos; it is as coarse as the "
         "last map with places, and no cause.",
@@ -63,7 +63,7 @@ WORDS: dict[str, MethodText] = {
         "Occlusion",
         "probability",
         "Zeiler and Fergus 2014",
-        "how far the probabilities of the two classes move towards each other when a grey patch covers the place.",
+        "how far the probabilities of the two classes move towards each other when a gray patch covers the place.",
         "Covered images are outside the training distribution, and redundant regions mask each other: covering one "
         "of them changes nothing.",
         "the prediction depends most on the {place}",
@@ -79,8 +79,8 @@ def region_name(heat: HeatMap) -> str:
     if heat.values.size == 1 or heat.values.max() <= 0:
         return ""
     across, down = (min(int(3 * share), 2) for share in heat.peak())
-    name = f"{('upper', 'middle', 'lower')[down]} {('left', 'centre', 'right')[across]}"
-    return "centre" if name == "middle centre" else name
+    name = f"{('upper', 'middle', 'lower')[down]} {('left', 'center', 'right')[across]}"
+    return "center" if name == "middle center" else name
 
 
 def strongest(maps: Sequence[HeatMap]) -> str:

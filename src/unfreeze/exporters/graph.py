@@ -39,8 +39,8 @@ FORMAT = 2
 OUTPUT = "probabilities"
 # Resizing that the caller of the file has to do, indexed by `squash`.
 _RESAMPLING = (
-    "the upright photo's centre square, side `crop` times its short side, resized to `size` x `size`",
-    "the centre `crop` of both sides of the upright photo, pressed into `size` x `size`",
+    "the upright photo's center square, side `crop` times its short side, resized to `size` x `size`",
+    "the center `crop` of both sides of the upright photo, pressed into `size` x `size`",
 )
 
 
@@ -226,7 +226,7 @@ def inputs_of(plan: ExportPlan) -> list[dict[str, Any]]:
     """JSON-serializable description of each input: what the caller has to do to an image, and what the file does."""
     found = []
     for i, (name, p) in enumerate(zip(plan.names, plan.frames(), strict=True)):
-        inside = ["the network turns the colours gray (ITU-R 601)"] if p.gray else []
+        inside = ["the network turns the colors gray (ITU-R 601)"] if p.gray else []
         inside.append("value / 255, less mean, by std, for each channel")
         seen = [q for q, feed in zip(plan.lenses, plan.feeds, strict=True) if feed == i]
         found.append(
@@ -256,9 +256,9 @@ def _face(p: Preprocessing) -> dict[str, str]:
     """Description of the face crop that the caller has to make."""
     return {
         "detector": p.face,
-        "square": "to be cut before the file is called: centred on the largest face, side its longer side times "
+        "square": "to be cut before the file is called: centered on the largest face, side its longer side times "
         "(1 + 2 x margin), moved inside the photo, at most its short side; see `unfreeze.face_stats`",
-        "without_a_face": "the centre square as `resampling` says",
+        "without_a_face": "the center square as `resampling` says",
     }
 
 

@@ -68,7 +68,7 @@ class Augment:
             2014, arXiv 1409.4842). 1 disables cropping.
         flip: Whether to flip horizontally with probability 1/2.
         degrees: Maximum rotation in either direction, in degrees. Corners are filled by reflection.
-        colour: Brightness, contrast and saturation are each multiplied by a factor in [1 - colour, 1 + colour].
+        colour: Brightness, contrast and saturation are each multiplied by a factor in [1 - color, 1 + color].
         randaugment: Whether to apply two more operations out of 14 (RandAugment, arXiv 1909.13719), with a magnitude of
             up to 9 out of 30.
         erase: Probability that a rectangle of 2 to 20% of the area is filled with the mean of the image (random

@@ -208,9 +208,9 @@ def rank_label_issues(
                 contradicted *= min(_overlap(d, i, j) for d in doubts)
             if contradicted >= score[i]:
                 score[i], suggested[i] = contradicted, labels[j]
-                reasons[i] = f"{kind} photo as {paths[j]}, which is labelled {classes[labels[j]]}"
+                reasons[i] = f"{kind} photo as {paths[j]}, which is labeled {classes[labels[j]]}"
             else:
-                reasons[i] = f"{reason(i)}; {kind} photo as {paths[j]}, labelled {classes[labels[j]]}"
+                reasons[i] = f"{reason(i)}; {kind} photo as {paths[j]}, labeled {classes[labels[j]]}"
     ranked = [i for i in np.argsort(-score, kind="stable") if score[i] >= _WORTH and suggested[i] != labels[i]]
     return pd.DataFrame(
         {

@@ -70,14 +70,14 @@ def _suspected(found: Row) -> str:
         return f"Nothing contradicts the label of any of {pluralize(found['photos'], 'photo')}."
     first = found["table"][0]
     return (
-        f"{count_sentence(found['wrong'], found['photos'])}; the most suspicious is labelled “{first['label']}” and "
+        f"{count_sentence(found['wrong'], found['photos'])}; the most suspicious is labeled “{first['label']}” and "
         f"looks like “{first['suggested']}”."
     )
 
 
 def _changed(v: Row) -> str:
     return (
-        f"Corrections relabelled {pluralize(v['relabel'], 'photo')} and excluded {v['exclude']:,}. {effect_sentence(v)}"
+        f"Corrections relabeled {pluralize(v['relabel'], 'photo')} and excluded {v['exclude']:,}. {effect_sentence(v)}"
     )
 
 

@@ -81,7 +81,7 @@ def apply_corrections(work: FitContext) -> FitContext:
         *_not_applied("corrections-absent", absent, "no such image in this dataset", "none needed if it was removed"),
     ]
     counts = Counter(words[words != ""].tolist())
-    said = f"{counts['keep']:,} kept, {counts['relabel']:,} relabelled, {counts['exclude']:,} excluded"
+    said = f"{counts['keep']:,} kept, {counts['relabel']:,} relabeled, {counts['exclude']:,} excluded"
     findings.append(Finding("corrections", "info", f"corrections of {file.name} applied: {said}", "none needed"))
     _refuse_empty(work, labels, folds)
     for finding in findings:

@@ -40,7 +40,7 @@ def head_of(port: int, size: int) -> bytes:
 
 @pytest.mark.parametrize("cut", [1 << 20, 4096, 1000, 16383, 16385])
 @pytest.mark.parametrize(("more", "status"), [(-1, 200), (0, 200), (1, 431), (2, 431), (600, 431), (9000, 431)])
-def test_a_head_is_taken_up_to_its_size_however_it_is_sent(here: Here, more: int, status: int, cut: int) -> None:
+def test_a_head_is_accepted_up_to_its_size_however_it_is_sent(here: Here, more: int, status: int, cut: int) -> None:
     text = head_of(here.port, HEAD_BYTES + more)
     assert len(text) == HEAD_BYTES + more
     before = here.count("large_head")
@@ -131,7 +131,7 @@ def test_half_a_body_is_cut_off(pages: int) -> None:
     assert is_answered(pages)
 
 
-def test_many_silent_connections_keep_nobody_out(pages: int) -> None:
+def test_many_silent_connections_block_no_client(pages: int) -> None:
     with contextlib.ExitStack() as every:
         for _ in range(150):
             with contextlib.suppress(OSError):

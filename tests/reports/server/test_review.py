@@ -214,7 +214,7 @@ def test_the_empty_state_says_what_to_do(run: Run, file: Path) -> None:
     assert "Nothing to judge." in page and f"unfreeze scores {run.path}" in page
 
 
-def test_earlier_corrections_are_taken_up_and_the_planted_come_first(client: TestClient, run: Run, file: Path) -> None:
+def test_earlier_corrections_are_loaded_and_the_planted_come_first(client: TestClient, run: Run, file: Path) -> None:
     cards = deck_of(client)["cards"]
     assert {card["path"] for card in cards[:3]} == set(WRONG)
     client.post("/corrections", json={"id": cards[1]["id"], "action": "keep"})
@@ -289,12 +289,12 @@ def test_a_person_judges_and_a_kill_loses_nothing(run: Run, file: Path, browser:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.goto(address)
         page.locator("#done-title").filter(has_text="All 3 are judged.").wait_for()
-        assert "2 relabelled, 0 excluded, 1 kept." in page.locator("#done").inner_text()
+        assert "2 relabeled, 0 excluded, 1 kept." in page.locator("#done").inner_text()
         assert "--corrections" in page.locator("#done code").last.inner_text()
         page.locator("#back").click()
         page.locator("#keys-on").uncheck()
         page.locator("body").press("k")
-        assert page.locator("#correction").inner_text().startswith("relabelled"), "shortcuts can be turned off"
+        assert page.locator("#correction").inner_text().startswith("relabeled"), "shortcuts can be turned off"
         page.locator("#exclude").focus()
         page.keyboard.press("Enter")
         page.locator("#place").filter(has_text="Suspect 2 of 3").wait_for()

@@ -234,7 +234,7 @@ def test_pages_elsewhere_cannot_ask(here: Here, photo: bytes) -> None:
     assert here.predict(("a.jpg", photo), headers=same).status_code == 200
 
 
-def test_who_has_the_token_is_answered_and_nobody_else(direct: InMemoryPredictor, photo: bytes) -> None:
+def test_who_has_the_token_is_answered_and_no_one_else(direct: InMemoryPredictor, photo: bytes) -> None:
     with served(direct, token=TOKEN) as here:
         for path in ("/", "/docs", "/openapi.json", "/metrics", "/?token=wrong"):
             answer = here.client.get(path)

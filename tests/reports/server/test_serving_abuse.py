@@ -146,7 +146,7 @@ def test_silent_connections_give_way(tight: Here, direct: InMemoryPredictor, pho
         assert sum(not rest_of(one, 0.05) for one in silent[:1]) == 1, "the one that was silent longest"
 
 
-def test_where_all_are_busy_a_new_one_is_told_so(tight: Here, photo: bytes) -> None:
+def test_where_all_are_busy_a_new_one_is_refused(tight: Here, photo: bytes) -> None:
     with contextlib.ExitStack() as every:
         for _ in range(TIGHT.connections):
             every.enter_context(tight.connect()).sendall(head(tight.port, 900_000) + b"-")

@@ -74,7 +74,7 @@ def test_a_photo_that_is_dropped_is_predicted(
     assert not faults
 
 
-def test_what_is_no_photo_is_told_and_the_next_one_works(browser: Any, guarded: Here, photo: bytes) -> None:
+def test_what_is_no_photo_is_reported_and_the_next_one_works(browser: Any, guarded: Here, photo: bytes) -> None:
     page, faults = opened(browser, guarded)
     problem = page.locator("#problem")
     drop(page, "<b>notes.jpg", b"no photo")

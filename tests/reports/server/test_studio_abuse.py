@@ -194,7 +194,9 @@ def test_a_second_fit_does_not_take_the_name_of_one_that_waits(tmp_path: Path) -
     )
 
 
-def test_a_job_that_does_not_listen_is_ended_when_told_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_does_not_listen_is_ended_on_the_second_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "jobs"
     code = (
         "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"

@@ -169,7 +169,7 @@ def test_strange_forms_are_refused(body: bytes) -> None:
         parse_form(body)
 
 
-def test_a_job_runs_and_tells_and_one_waits_for_the_other(jobs: Jobs, photos: Path, tmp_path: Path) -> None:
+def test_a_job_runs_and_reports_and_one_waits_for_the_other(jobs: Jobs, photos: Path, tmp_path: Path) -> None:
     page = tmp_path / "eda.html"
     first = jobs.start("check", ["check", str(photos), f"--report={page}"], page=str(page))
     second = jobs.start("check", ["check", str(tmp_path / "gone")])
@@ -330,7 +330,9 @@ def post_job(address: str, photos: Path) -> str:
     return opener.open(request).headers["HX-Redirect"].rpartition("/")[2]
 
 
-def test_a_job_tells_how_far_it_is(library: Library, jobs: Jobs, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_reports_how_far_it_is(
+    library: Library, jobs: Jobs, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from rich.console import Console
 
     from unfreeze.core.progress import PROGRESS_FILE_ENV, ConsoleReporter

@@ -434,7 +434,7 @@ def test_a_photo_of_too_many_pixels_is_refused_unopened(client: TestClient) -> N
         assert "more than the 60 million pixels" in answer.text
 
 
-def test_a_client_that_stalls_holds_nobody_up(runs: Path) -> None:
+def test_a_client_that_stalls_blocks_no_other(runs: Path) -> None:
     import uvicorn
 
     from unfreeze.server.app import listening

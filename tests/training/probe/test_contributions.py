@@ -99,7 +99,7 @@ def test_the_nearest_are_those_that_point_the_same_way(store_features) -> None:
     assert centred[0, 0] == pytest.approx(1, abs=1e-3) and centred[0, 2] < 0
 
 
-def test_features_without_a_place_are_added_beside_the_map(store_features) -> None:
+def test_features_without_a_place_are_added_next_to_the_map(store_features) -> None:
     # Four cells of one channel, then a class token of two; and a stage that leaves no map.
     x = np.array([[4, 0, 0, 1, 9, 16, 25]], np.float32)
     features = JoinedFeatureMatrix((store_features(x, (("tokens", 6), ("head", 1))),))

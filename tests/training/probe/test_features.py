@@ -140,7 +140,7 @@ def test_another_view_size_crop_or_stage_misses(ready_cache, files, graph, monke
     assert len(identities) == 7
 
 
-def test_another_crop_is_computed_anew(ready_cache, files, graph):
+def test_another_crop_is_computed_again(ready_cache, files, graph):
     """Same network, same engine: the difference is in the pixels."""
     cropped = values(compute(files, graph))
     whole = values(compute(files, replace(graph, preprocessing=replace(graph.preprocessing, crop=1.0))))

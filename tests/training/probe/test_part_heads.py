@@ -128,7 +128,7 @@ def test_each_part_has_its_own_labels_weights_and_penalty(store_features, fresh_
         assert np.array_equal(one.weight, head.weight) and one.strengths == head.strengths
 
 
-def test_a_combination_that_is_not_there_to_learn_from_is_told_by_its_parts(store_features, fresh_cache, tmp_path):
+def test_a_combination_that_is_not_there_to_learn_from_is_reported_by_its_parts(store_features, fresh_cache, tmp_path):
     work, x = grid_of(tmp_path, 0.5)
     hidden = work.labels == 5
     work.folds = np.where(hidden, 0, work.folds)  # all its photos in one fold
@@ -153,7 +153,7 @@ def test_a_fold_has_no_part_in_its_own_head_and_the_same_photos_give_the_same_he
     assert not np.array_equal(first[2].weight, other[2].weight)
 
 
-def test_labels_at_random_are_told_at_chance(store_features, fresh_cache, tmp_path):
+def test_labels_at_random_score_at_chance(store_features, fresh_cache, tmp_path):
     draws = np.random.default_rng(5)
     work = work_of(tmp_path, draws.integers(0, 3, (240, 2)), each=2)
     _, found = fitted_on(work, store_features(draws.normal(size=(240, 30)).astype(np.float32)))

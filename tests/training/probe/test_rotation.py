@@ -194,7 +194,7 @@ def test_pieces_change_nothing_that_counts(store_features, fresh_cache, tmp_path
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_the_cache_is_used_again_and_mended(store_features, fresh_cache, tmp_path, monkeypatch):
+def test_the_cache_is_used_again_and_repaired(store_features, fresh_cache, tmp_path, monkeypatch):
     features, folds = store_features(table(90), blocks_for(90)), folds_of()
     first = turn(features, folds, 1, tmp_path)
     made = []

@@ -57,7 +57,7 @@ def test_what_is_found_from_few_rows_is_as_good_as_the_best_of_all(store_feature
     assert every[found.strength] == pytest.approx(min(every.values()), rel=0.01, abs=0.005)
 
 
-def test_the_search_walks_on_while_a_neighbour_is_better(store_features, fresh_cache, tmp_path, few, monkeypatch):
+def test_the_search_walks_on_while_a_neighbor_is_better(store_features, fresh_cache, tmp_path, few, monkeypatch):
     """Twenty-five groups of much noise want a far stronger penalty than two hundred and twenty-five."""
     x, data, folds = table(signal=0.6, width=60)
     rotation = turned(store_features, tmp_path, x, folds)

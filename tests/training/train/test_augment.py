@@ -163,10 +163,10 @@ def test_rotation_turns_about_the_middle_by_at_most_what_is_said():
     angles = torch.rad2deg(torch.atan2(down, right))
     assert torch.allclose(angles, torch.tensor([10.0, 0.0, -10.0]), atol=0.3)
     assert float(middle[:, :2].mean((2, 3)).abs().max()) < 0.01
-    assert float(out[:, 2].max()) == -1  # corners by reflection: no black, no colour that is not there
+    assert float(out[:, 2].max()) == -1  # corners by reflection: no black, no color that is not there
 
 
-def test_colour_agrees_with_torchvision_where_nothing_is_clamped():
+def test_color_agrees_with_torchvision_where_nothing_is_clamped():
     from torchvision.transforms.v2 import functional as v2
 
     images = (photos() // 3) + 60

@@ -25,7 +25,7 @@ N, CLASSES = 24, 3
 
 
 def make_pixels(folder, n=N, frame=FRAME):
-    """Stored pixels of n photos, each with its number as a grey level and a texture; photo 3 has none."""
+    """Stored pixels of n photos, each with its number as a gray level and a texture; photo 3 has none."""
     draw = np.random.default_rng(0)
     base = (10 * np.arange(n) % 200)[:, None, None, None]
     rows = (base + draw.integers(0, 50, (n, frame.side, frame.side, 3))).astype(np.uint8)
@@ -152,7 +152,7 @@ def test_progressive_sizes(stored, augment):
     data = batches_of(stored, augment=augment, cutmix=1.0)
     inputs, _, rows = joined(data.epoch(0, 6, size=20))
     assert inputs.shape == (13, 3, 20, 20)
-    # The same photos, only smaller: mean colours stay.
+    # The same photos, only smaller: mean colors stay.
     full = joined(batches_of(stored, augment=augment, cutmix=1.0).epoch(0, 6))
     assert np.array_equal(full[2], rows)
     assert torch.allclose(inputs.mean((2, 3)), full[0].mean((2, 3)), atol=0.15)
@@ -196,7 +196,7 @@ def test_mixed_targets_are_soft_and_hold_the_rows_own_class(stored, mixing):
 
 
 def test_mixup_and_cutmix_take_turns(stored):
-    """A blend of greys lies between them; a rectangle of another photo leaves the others' pixels as they were."""
+    """A blend of grays lies between them; a rectangle of another photo leaves the others' pixels as they were."""
     data = batches_of(stored, augment="off", mixup=0.4, cutmix=1.0)
     clean = expected_plain(stored)
     found = [batch for number in range(8) for batch in data.epoch(number, 13)]
@@ -238,7 +238,7 @@ def test_only_the_rows_of_a_batch_are_read_and_pages_are_given_back(stored, monk
     assert all(isinstance(rows, np.memmap) for rows in stored[0].store._open.values())
 
 
-def test_a_cache_that_is_cleared_meanwhile_is_told(stored):
+def test_a_cache_that_is_cleared_meanwhile_is_reported(stored):
     for file in stored[0].store.folder.glob("*.npy"):
         file.unlink()
     with pytest.raises(CacheError, match="disappeared"):

@@ -64,7 +64,7 @@ def flip(path):
     ],
     ids=["a bit of the state", "a bit of the best", "emptied", "gone", "torn mark", "a list", "keys gone"],
 )
-def test_damage_is_said_and_training_starts_anew(damage, tmp_path):
+def test_damage_is_said_and_training_starts_over(damage, tmp_path):
     written(tmp_path)
     damage(tmp_path)
     told = Told()
@@ -72,7 +72,7 @@ def test_damage_is_said_and_training_starts_anew(damage, tmp_path):
     assert len(told.lines) == 1 and "damaged" in told.lines[0] and "starts over" in told.lines[0]
 
 
-def test_another_recipe_or_version_starts_anew(tmp_path, monkeypatch):
+def test_another_recipe_or_version_starts_over(tmp_path, monkeypatch):
     written(tmp_path)
     told = Told()
     assert load(tmp_path, "other", told) is None and "another recipe" in told.lines[0]

@@ -145,7 +145,7 @@ def test_a_finished_fold_is_taken_as_it_is(source, todo, tmp_path, monkeypatch):
     assert fake.given == ["fold-2"]
 
 
-def test_a_fold_that_is_taken_up_tells_its_rows_anew(tmp_path):
+def test_a_fold_that_is_resumed_reports_its_rows_again(tmp_path):
     for epoch in (1, 2, 3):
         _log(tmp_path, 0, {"epoch": epoch, "train_loss": 1.0})
         _log(tmp_path, 1, {"epoch": epoch, "train_loss": 1.0})
@@ -218,7 +218,7 @@ def test_any_error_is_one_line(name, tmp_path, monkeypatch):
         outcome(tmp_path)
 
 
-def test_a_worker_ends_when_nobody_is_left(todo, tmp_path):
+def test_a_worker_ends_when_no_parent_is_left(todo, tmp_path):
     """Standard input closes as when the parent is killed: in the middle of training, and before it begins."""
     place = tmp_path / "fold-0"
     replace(todo[0], settings=todo[0].settings.model_copy(update={"epochs": 10_000})).write(place)

@@ -395,7 +395,7 @@ def test_photos_shrink_where_the_budget_is_short_and_it_stays_decided(source, tm
     assert not fold_job._short(fixed, TrainSetup.of(fixed.recipe, fixed.settings), tmp_path / "d", 5.0, slow)
 
 
-def test_a_fold_that_is_taken_up_again_keeps_its_plan(source, tmp_path, monkeypatch):
+def test_a_fold_that_is_resumed_keeps_its_plan(source, tmp_path, monkeypatch):
     """With less memory than at the start, what has begun goes on with the photos at once that it began with."""
     from training import one_thread
     from unfreeze.core.parallel import cores

@@ -85,7 +85,7 @@ def test_pieces_add_up_to_the_batch(name):
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("soft", [False, True])
-def test_each_loss_learns_a_set_that_can_be_told_apart(name, soft):
+def test_each_loss_learns_a_set_that_can_be_distinguished(name, soft):
     draw = torch.Generator().manual_seed(0)
     labels = torch.repeat_interleave(torch.arange(3), torch.tensor([30, 15, 5]))
     x = functional.one_hot(labels, 3) * 4 + torch.randn(50, 3, generator=draw) * 0.3

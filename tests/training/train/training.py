@@ -23,7 +23,7 @@ class Part:
 
 @dataclass
 class Blobs:
-    """Small pictures (n, 3, 8, 8) of three classes, told apart by their colour."""
+    """Small pictures (n, 3, 8, 8) of three classes, told apart by their color."""
 
     count: int = 48
     seed: int = 0

@@ -121,7 +121,7 @@ def _checked(run: Run, file: Path, reporter: Reporter) -> Cause:
         f"{format_estimate(cost, signed=True)} of macro F1"
         f"{f'. It agrees if {fault}' if fault else ''}.",
         cost,
-        "Give the file what its metadata asks for (uint8 RGB, the upright photo's centre square), or export it again.",
+        "Give the file what its metadata asks for (uint8 RGB, the upright photo's center square), or export it again.",
         f"unfreeze export {shlex.quote(str(run.path))} --to {_format(file)} --out {shlex.quote(str(file))} --force",
         details={**details, "calls_changed": changed, "fault": fault},
     )

@@ -33,7 +33,7 @@ function showProgress() {
 
 function decided(correction) {
   if (!correction) return "";
-  return { keep: "kept", exclude: "excluded", relabel: `relabelled ${correction.label}` }[correction.action];
+  return { keep: "kept", exclude: "excluded", relabel: `relabeled ${correction.label}` }[correction.action];
 }
 
 function showCard() {
@@ -43,12 +43,12 @@ function showCard() {
   at("card").hidden = false;
   const photo = at("photo");
   photo.src = `${base}/photos/${card.id}/large.jpg`;
-  photo.alt = `The photo in question, labelled ${card.label}`;
+  photo.alt = `The photo in question, labeled ${card.label}`;
   at("path").textContent = card.path;
   at("place").textContent = `Suspect ${index + 1} of ${deck.cards.length}`;
   at("correction").hidden = !correction;
   at("correction").textContent = decided(correction);
-  at("question").textContent = `Labelled “${card.label}”. Is it “${card.suggested}”?`;
+  at("question").textContent = `Labeled “${card.label}”. Is it “${card.suggested}”?`;
   at("reason").textContent = card.reason[0].toUpperCase() + card.reason.slice(1) + ".";
   at("told").replaceChildren(...card.probabilities.map(([name, p]) => {
     const row = element("tr", undefined, name === card.suggested ? "suggested" : "");
@@ -95,7 +95,7 @@ function showCard() {
     const picture = element("img");
     picture.src = `${base}/photos/${mate.id}/small.jpg`;
     picture.loading = "lazy";
-    picture.alt = `Another photo of its group, labelled ${mate.label}`;
+    picture.alt = `Another photo of its group, labeled ${mate.label}`;
     box.append(picture);
     item.append(box, element("p", mate.label, mate.label === card.suggested ? "as-suggested" : "muted"));
     return item;
@@ -104,7 +104,7 @@ function showCard() {
   at("undo").disabled = deck.done === 0;
   const following = deck.cards[index + 1];
   if (following) new Image().src = `${base}/photos/${following.id}/large.jpg`;
-  said(`Suspect ${index + 1} of ${deck.cards.length}: labelled ${card.label}, suggested ${card.suggested}. ${decided(correction)}`);
+  said(`Suspect ${index + 1} of ${deck.cards.length}: labeled ${card.label}, suggested ${card.suggested}. ${decided(correction)}`);
 }
 
 function showDone() {
@@ -113,7 +113,7 @@ function showDone() {
   at("done").hidden = false;
   const left = deck.of - deck.done;
   at("done-title").textContent = left ? `That was the last one; ${left} of ${deck.of} are not judged yet.` : `All ${deck.of} are judged.`;
-  at("done-counts").textContent = `${counts.relabel || 0} relabelled, ${counts.exclude || 0} excluded, ${counts.keep || 0} kept.`;
+  at("done-counts").textContent = `${counts.relabel || 0} relabeled, ${counts.exclude || 0} excluded, ${counts.keep || 0} kept.`;
   said(at("done-title").textContent);
 }
 

@@ -221,7 +221,7 @@ def predicted_images(
         }
         for row in some.to_dict("records")
     ]
-    what = " ".join(filter(None, [f"labelled “{label}”" if label else "", f"taken for “{called}”" if called else ""]))
+    what = " ".join(filter(None, [f"labeled “{label}”" if label else "", f"taken for “{called}”" if called else ""]))
     wrong = int((table["said"] != table["label"]).sum())
     every = only == "wrong"
     finding = f"{pluralize(len(table), 'wrong photo' if every else 'photo')}{' ' + what if what else ''}"
