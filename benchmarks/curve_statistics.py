@@ -2,7 +2,7 @@
 
 From each set N groups are drawn as "the data set" and the curve is measured on them. Its prediction for twice as many
 is compared with the truth: macro F1, of the same classes, of heads that learned from 2N groups (the N and N others), on
-the groups that are in neither. The truth is the mean over all draws of the set, so that it is known to about .003;
+the groups that are in neither. The truth is the mean over all draws of the set, so that it is known to about 0.003;
 `own` is the same of the draw's own doubled set. Features of the last layer, computed once; the heads try two penalties.
 """
 

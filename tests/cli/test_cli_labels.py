@@ -65,9 +65,9 @@ def test_fit_applies_corrections_and_says_what_they_did(cli: Cli, made: tuple[Pa
     page = Path("mended/report.html").read_text().replace("\u00a0", " ")
     scores = json.loads(Path("mended/scores.json").read_text())["corrections"]
     for name, key in (("labels as given", "given"), ("corrected labels", "corrected")):
-        value = f"{scores[key]['macro_f1']['value']:.3f}".lstrip("0")
+        value = f"{scores[key]['macro_f1']['value']:.3f}"
         line = next(line for line in answer.out.splitlines() if f"out of fold, {name}" in line)
-        assert value in line and f"Macro F1, out of fold, {name}" in page and value[:3] in page
+        assert value in line and f"Macro F1, out of fold, {name}" in page and value[:4] in page
     assert str(Path("v.csv").absolute()) in Path("mended/recipe.toml").read_text()
     assert "relabeled 3 photos and excluded 0" in Path("mended/report.html").read_text().replace("\u00a0", " ")
     same = cli("fit", table, "--recipe", run.path / "recipe.toml", "--corrections", "v.csv", "--run", "again", "--json")

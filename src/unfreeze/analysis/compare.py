@@ -22,6 +22,7 @@ from unfreeze.analysis.fit import chooser, fit_runs
 from unfreeze.core.dataset import ImageDataset
 from unfreeze.core.errors import RecipeError, RunError, join_names, wrong_type
 from unfreeze.core.files import write_json
+from unfreeze.core.format import format_score
 from unfreeze.core.messages import Brief, option
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Recipe, checked_recipe
@@ -423,8 +424,8 @@ def _sentence(contenders: tuple[ComparedRun, ...], highest: ComparedRun, correct
         low, high = min(one.difference.low for one in others), max(one.difference.high for one in others)
         found.append(f"All differences lie between {100 * low:+.1f} and {100 * high:+.1f} points.")
     found.append(
-        f"Highest macro F1: {highest.name}, {highest.macro_f1.value:.3f}; {corrected:.3f} after correction for being "
-        f"chosen among {len(contenders)} on these images."
+        f"Highest macro F1: {highest.name}, {format_score(highest.macro_f1.value)}; {format_score(corrected)} after "
+        f"correction for being chosen among {len(contenders)} on these images."
     )
     return " ".join(found)
 

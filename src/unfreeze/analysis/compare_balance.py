@@ -13,6 +13,7 @@ import pandas as pd
 from unfreeze.analysis.fit import fit_each
 from unfreeze.core.dataset import ImageDataset
 from unfreeze.core.errors import RecipeError, join_names
+from unfreeze.core.format import format_score
 from unfreeze.core.messages import Brief, setting
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Recipe
@@ -217,8 +218,8 @@ def _sentence(words: tuple[BalanceOption, ...], corrected: float, smallest: str,
     ]
     best = max(words, key=lambda word: word.macro_f1.value)
     said.append(
-        f"Highest macro F1: '{best.name}', {best.macro_f1.value:.3f}; {corrected:.3f} after correction for being "
-        f"chosen among {len(words)} on these images."
+        f"Highest macro F1: '{best.name}', {format_score(best.macro_f1.value)}; {format_score(corrected)} after "
+        f"correction for being chosen among {len(words)} on these images."
     )
     return " ".join(said)
 

@@ -18,7 +18,7 @@ from unfreeze.analysis.aligned_runs import AlignedRuns
 from unfreeze.analysis.fit import fit_each
 from unfreeze.core.dataset import ImageDataset, LabelColumn, label_columns
 from unfreeze.core.errors import RecipeError
-from unfreeze.core.format import format_interval
+from unfreeze.core.format import format_interval, format_score
 from unfreeze.core.messages import Brief, setting
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Recipe
@@ -220,11 +220,11 @@ def _sentence(models: tuple[LabelModel, ...]) -> str:
         else:
             said.append(f"'{model.name}' does not differ significantly from '{base.name}' in macro F1 ({between}).")
     best = max(models, key=lambda model: model.macro_f1.value)
-    said.append(f"Highest macro F1 of {len(models)}: '{best.name}', {best.macro_f1.value:.3f}.")
+    said.append(f"Highest macro F1 of {len(models)}: '{best.name}', {format_score(best.macro_f1.value)}.")
     worst, figure = min(base.parts.items(), key=lambda item: item[1].value)
     apart = next(model for model in models if model.name == _PARTS)
     said.append(
-        f"The part with the lowest macro F1 is {worst}: {figure.value:.3f} with '{base.name}', "
-        f"{apart.parts[worst].value:.3f} with '{_PARTS}'."
+        f"The part with the lowest macro F1 is {worst}: {format_score(figure.value)} with '{base.name}', "
+        f"{format_score(apart.parts[worst].value)} with '{_PARTS}'."
     )
     return " ".join(said)

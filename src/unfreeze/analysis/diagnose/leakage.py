@@ -20,7 +20,7 @@ from unfreeze.analysis.diagnose.context import DiagnosisContext
 from unfreeze.analysis.diagnose.refit import Refit
 from unfreeze.core.arrays import F32, F64, Rows
 from unfreeze.core.errors import join_names
-from unfreeze.core.format import format_estimate, format_score
+from unfreeze.core.format import format_difference, format_estimate, format_score
 from unfreeze.core.messages import option
 from unfreeze.core.names import nfc
 from unfreeze.data.duplicates import connected_groups
@@ -259,7 +259,8 @@ def _whole(case: DiagnosisContext, refit: Refit | str, rows: Rows) -> Cause:
     known = case.run.scores().get("random_split")
     if known:
         more = known["macro_f1"]["value"] - case.score
-        promised = f"; an image-level split would have reported {more:+.3f} of macro F1 more, which is optimistic"
+        gain = format_difference(more)
+        promised = f"; an image-level split would have reported {gain} of macro F1 more, which is optimistic"
         details["random_split"] = {"value": more}
     elif isinstance(refit, Refit):
         alone = np.arange(len(case.labels), dtype=np.int64)

@@ -34,7 +34,7 @@ from unfreeze.core.cache import stable_hash
 from unfreeze.core.dataset import ImageDataset, probability_columns, read_parquet
 from unfreeze.core.errors import MissingExtraError
 from unfreeze.core.files import atomic_write, regular_file, write_json, write_text
-from unfreeze.core.format import format_estimate
+from unfreeze.core.format import format_estimate, format_score
 from unfreeze.core.messages import Brief
 from unfreeze.core.progress import Reporter
 from unfreeze.core.recipe import Recipe
@@ -269,7 +269,8 @@ def _as_toml(found: Tuning) -> str:
     lines = [
         f"# Found by unfreeze tune among {found.tried} recipes, {found.photos} photos.",
         f"# {found.sentence}",
-        f"# Expected score: {score_text}; a fit on the same images shows {found.shown.value:.3f}, which is optimistic.",
+        f"# Expected score: {score_text}; a fit on the same images shows {format_score(found.shown.value)}, which is "
+        "optimistic.",
     ]
     return "\n".join(lines) + "\n\n" + found.best.to_toml()
 
