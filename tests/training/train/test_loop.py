@@ -244,7 +244,7 @@ from unfreeze.training.fine_tune.loop import fit
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 model = Net(norm=True, drop=0.2)
-chosen = settings(epochs=12, ema=0.9, rate=0.03)
+chosen = settings(epochs=12, ema_decay=0.9, lr=0.03)
 counts, valid = [16] * 3, Blobs(30, 1)
 for row in fit(model, Blobs(pause=0.01), chosen, Plan(micro_batch=8), folder, class_counts=counts, valid=valid):
     print(row["epoch"], flush=True)

@@ -2,7 +2,7 @@
 
 Adds: uf.recipe_grid, which makes a recipe for each value of a key, uf.compare, which holds them against the first,
 and a page.
-Run:  python examples/07_gray_or_colour.py demo/photos runs/gray   (`unfreeze demo` draws these people)
+Run:  python examples/07_gray_or_color.py demo/photos runs/gray   (`unfreeze demo` draws these people)
       and on a folder of yours, with what a group is: ... photos/ runs/gray '(?P<group>[^/_]+)_[^/]*$'
 """
 
