@@ -91,7 +91,7 @@ def test_several_ones_in_a_row(folder: Path) -> None:
     assert "--label scab" in str(error.value)
     photos = read(source, Source(label=("scab,rust,spot",)))
     assert len(photos.classes) == 6
-    assert finding(photos, "multi_hot")[0] == "warning"
+    assert finding(photos, "multi-hot")[0] == "warning"
     assert read(source, Source(label=("scab",))).classes == ("0", "1")
 
 
@@ -122,7 +122,7 @@ def test_the_only_other_column_is_the_label(folder: Path) -> None:
 def test_labels_made_of_labels_are_a_finding(folder: Path, between: str) -> None:
     words = ["scab", "rust", f"scab{between}rust", "healthy", f"scab{between}rust", "rust"]
     photos = read(csv(folder, "image,labels", [f'"{word}"' for word in words]))
-    severity, message = finding(photos, "multi_label")
+    severity, message = finding(photos, "multi-label")
     assert severity == "warning"
     assert f"1 label of 'labels' made of others, in 2 images: 'scab{between}rust' (2)" in message
 

@@ -154,7 +154,7 @@ def several_at_once(sheet: TextTable, found: OneHot) -> str:
 def multi_hot_finding(sheet: TextTable, found: OneHot) -> Finding:
     """Build the warning that columns that look one-hot are combined into a single label."""
     return Finding(
-        "multi_hot",
+        "multi-hot",
         "warning",
         f"{several_at_once(sheet, found)}: read as attributes, each combination of them as a class",
         "None needed if these are attributes; several labels an image are not trained: name one column with "
@@ -217,7 +217,7 @@ def multi_label_finding(column: str, labels: list[str]) -> Finding | None:
             images = pluralize(sum(counts[label] for label in combined), "image")
             shown = join_names([f"{label!r} ({counts[label]:,})" for label in sorted(combined)])
             return Finding(
-                "multi_label",
+                "multi-label",
                 "warning",
                 f"{pluralize(len(combined), 'label')} of '{column}' made of others, in {images}: {shown}",
                 "Each combination is a class of its own; several labels an image are not trained. Keep one a row.",
